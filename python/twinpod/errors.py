@@ -1,0 +1,75 @@
+"""Every error that a person may see, as one tree.
+
+    TwinpodError                     one clear line: what was wrong, where, what to do
+    ├── InputError                   exit 2: the person's input (manifest, flag, data set, tokenizer)
+    ├── EnvironmentFault             exit 1: the machine or a service beside us (port, /dev/shm, etcd, package)
+    │   └── Unreachable              retryable: a peer did not answer before its deadline
+    ├── ProtocolError                a peer said something that its contract forbids
+    │   ├── StaleEpoch               a command of an older master; never retried
+    │   └── WrongVersion             weights of another version than asked for
+    ├── IntegrityError               bytes that do not have their digest; the source is not used again
+    ├── WeightsGapError              trainer and engine disagree about log-probs (design 8.11)
+    └── EngineFault                  retryable: an engine died, hung or refused
+
+Whether an error may be retried is a fact of its class (`retryable`), never a guess at the place that catches it.
+"""
+
+from __future__ import annotations
+
+
+class TwinpodError(Exception):
+    """Base of all; `str()` is one line for a person. `where` names the field, file or process; `mend` says what to do."""
+
+    exit_code = 1
+    retryable = False
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        self.what, self.where, self.mend = what, where, mend
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """One line: `where: what; mend`, without the parts that are empty."""
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{head}; {self.mend}" if self.mend else head
+
+
+class InputError(TwinpodError):
+    """The person's input is wrong; nothing was started or written."""
+
+    exit_code = 2
+
+
+class EnvironmentFault(TwinpodError):
+    """The machine or a service beside us lacks something that the run needs."""
+
+
+class Unreachable(EnvironmentFault):
+    """A peer did not answer before the deadline; asking again is safe."""
+
+    retryable = True
+
+
+class ProtocolError(TwinpodError):
+    """A peer broke its contract."""
+
+
+class StaleEpoch(ProtocolError):
+    """A command or commit of an older job epoch than the newest one known (design 8.5)."""
+
+
+class WrongVersion(ProtocolError):
+    """Weights, or an answer made with them, of another version than asked for."""
+
+
+class IntegrityError(TwinpodError):
+    """Bytes whose digest is not the one that was published with them."""
+
+
+class WeightsGapError(TwinpodError):
+    """Mean |logp(trainer) - logp(engine)| on on-policy tokens above the limit: the engine runs other weights (design 8.11)."""
+
+
+class EngineFault(TwinpodError):
+    """An inference engine died, hung or refused; its life cycle mends it by a restart."""
+
+    retryable = True

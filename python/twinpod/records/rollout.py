@@ -1,0 +1,134 @@
+"""Prompts, groups, trajectories and segments, and the work that travels between master and rollout workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Stop(StrEnum):
+    """Why a segment ended."""
+
+    EOS = "eos"  # the model ended its answer: terminal
+    LENGTH = "length"  # maxTokens of the trajectory: terminal
+    REPEAT = "repeat"  # repeat detection: terminal
+    BUDGET = "budget"  # segmentTokens of this iteration: goes on in a later one
+    CUT = "cut"  # the phase ended while it ran: goes on in a later one
+
+    @property
+    def terminal(self) -> bool:
+        """True when the trajectory is finished and gets a reward."""
+        return self in (Stop.EOS, Stop.LENGTH, Stop.REPEAT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One problem of the data set. `prompt_id` is stable across restarts; `epoch` counts passes over the set."""
+
+    prompt_id: int
+    text: str
+    answer: str  # reference answer, or JSON for the data set's own verifier
+    difficulty: float  # 0 easy .. 1 hard; 0 when unknown
+    tokens: tuple[int, ...]  # token ids, template applied
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSettings:
+    """How the engine draws tokens."""
+
+    temperature: float
+    top_p: float
+    segment_tokens: int  # most new tokens a trajectory in one iteration
+    max_tokens: int  # most new tokens a trajectory in all
+    stop_token_ids: tuple[int, ...]
+    repeat_ngram: int  # length of the repeated n-gram; 0 switches detection off
+    repeat_count: int  # occurrences in a row that count as a repeat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Tokens that one engine generated for one trajectory in one go, under one weight version."""
+
+    trajectory_id: int
+    index: int  # 0, 1, .. within the trajectory
+    version: int  # weight version of all its tokens
+    tokens: tuple[int, ...]  # generated ids, the stop token included
+    logps: tuple[float, ...]  # behaviour log-probs at the sampling temperature, one a token
+    stop: Stop
+    pod: str  # who generated it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkItem:
+    """One request to a rollout worker: some trajectories of one group that share a prefix, or a resumed one."""
+
+    item_id: str  # idempotency key: job epoch, iteration, running number
+    group_id: int
+    version: int  # the only weight version that may answer
+    prompt_tokens: tuple[int, ...]
+    trajectories: tuple[Resumption, ...]
+    sampling: SamplingSettings
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumption:
+    """One trajectory to begin or to go on with."""
+
+    trajectory_id: int
+    index: int  # of the segment to be made
+    tokens: tuple[int, ...]  # everything generated so far; empty at the beginning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkResult:
+    """A worker's answer to a work item; items not done are given back (`failed`), never dropped in silence."""
+
+    item_id: str
+    worker: str
+    segments: tuple[Segment, ...]
+    failed: str  # empty, or what went wrong with the rest of the item
+    refused_versions: int  # answers thrown away because another version made them
+    seconds: float
+
+
+class GroupState(StrEnum):
+    """Life of a group of k trajectories."""
+
+    OPEN = "open"  # some trajectories are not terminal
+    FINISHED = "finished"  # all terminal, rewards given, not trained yet
+    TRAINED = "trained"
+    DROPPED = "dropped"  # too old, or masked (judge unreachable); counted
+    ROLLED_BACK = "rolled-back"  # belonged to a line that a resume gave up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One attempt at a prompt, a chain of segments."""
+
+    trajectory_id: int
+    group_id: int
+    segments: tuple[Segment, ...]
+    reward: float | None  # None until terminal
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """All generated ids, in order."""
+        return tuple(token for segment in self.segments for token in segment.tokens)
+
+    @property
+    def terminal(self) -> bool:
+        """True when nothing more is to be generated."""
+        return bool(self.segments) and self.segments[-1].stop.terminal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The k trajectories of one prompt in one pass over the data."""
+
+    group_id: int
+    epoch: int  # pass over the data set
+    prompt: Prompt
+    born: int  # iteration in which it was first dispatched
+    state: GroupState
+    trajectories: tuple[Trajectory, ...]

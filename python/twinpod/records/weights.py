@@ -1,0 +1,54 @@
+"""What moves from the trainer to the engines: tensors, their parts, shards, versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPart:
+    """One part of a Hugging Face tensor, as it lies in an arena slot.
+
+    `axis` is None for a tensor that is whole in this shard; otherwise the part covers
+    `[start, start + shape[axis])` of `full_shape[axis]`.
+    """
+
+    name: str  # Hugging Face name, e.g. model.layers.0.self_attn.q_proj.weight
+    dtype: str  # safetensors' names: F32, BF16, F16
+    shape: tuple[int, ...]  # of this part
+    full_shape: tuple[int, ...]  # of the whole tensor
+    axis: int | None  # tensor-parallel concat axis
+    start: int  # first index along `axis`; 0 when whole
+    offset: int  # bytes from the start of the slot, a multiple of arena.ALIGNMENT
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardLayout:
+    """What one owner (a trainer rank) keeps in its arena; the same for every version of a run."""
+
+    owner: str  # e.g. hybrid-0/rank-3
+    slot_bytes: int  # size of one slot, page aligned
+    parts: tuple[TensorPart, ...]  # by offset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRecord:
+    """One owner's bytes of one version: where they lie and what they must hash to."""
+
+    layout: ShardLayout
+    path: str  # arena file, as seen inside the pod that holds it
+    slot: int
+    digest: str  # "xxh3:" + 16 hex digits over the slot's parts, in order of offset
+    address: str  # host:port of the half that serves it to peers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightVersion:
+    """A committed or staged version of the weights; `shards` tile every tensor exactly once."""
+
+    version: int
+    epoch: int  # job epoch of the master that ordered it
+    iteration: int  # iterations trained into it; 0 for the initial weights
+    digest: str  # over the shards' digests, in order of owner
+    shards: tuple[ShardRecord, ...]

@@ -1,0 +1,1 @@
+"""Generated gRPC stubs (`v1/`, committed; `make protos`), channels, servers and certificates."""

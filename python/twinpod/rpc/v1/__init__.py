@@ -1,0 +1,1 @@
+"""Generated from `protos/twinpod/rpc/v1/`; do not edit."""

@@ -1,0 +1,167 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class PullRequest(_message.Message):
+    __slots__ = ("worker", "epoch", "version", "capacity", "wait_s")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    epoch: int
+    version: int
+    capacity: int
+    wait_s: float
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., capacity: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class WorkBatch(_message.Message):
+    __slots__ = ("epoch", "iteration", "version", "cut", "items")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ITERATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    iteration: int
+    version: int
+    cut: bool
+    items: _containers.RepeatedCompositeFieldContainer[WorkItem]
+    def __init__(self, epoch: _Optional[int] = ..., iteration: _Optional[int] = ..., version: _Optional[int] = ..., cut: _Optional[bool] = ..., items: _Optional[_Iterable[_Union[WorkItem, _Mapping]]] = ...) -> None: ...
+
+class WorkItem(_message.Message):
+    __slots__ = ("item_id", "group_id", "version", "prompt_tokens", "trajectories", "sampling", "seed")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRAJECTORIES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    group_id: int
+    version: int
+    prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
+    trajectories: _containers.RepeatedCompositeFieldContainer[Resumption]
+    sampling: Sampling
+    seed: int
+    def __init__(self, item_id: _Optional[str] = ..., group_id: _Optional[int] = ..., version: _Optional[int] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., trajectories: _Optional[_Iterable[_Union[Resumption, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class Resumption(_message.Message):
+    __slots__ = ("trajectory_id", "index", "tokens")
+    TRAJECTORY_ID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    trajectory_id: int
+    index: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, trajectory_id: _Optional[int] = ..., index: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("temperature", "top_p", "segment_tokens", "max_tokens", "stop_token_ids", "repeat_ngram", "repeat_count")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    REPEAT_NGRAM_FIELD_NUMBER: _ClassVar[int]
+    REPEAT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_p: float
+    segment_tokens: int
+    max_tokens: int
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    repeat_ngram: int
+    repeat_count: int
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., segment_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., repeat_ngram: _Optional[int] = ..., repeat_count: _Optional[int] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("trajectory_id", "index", "version", "tokens", "logps", "stop", "pod")
+    TRAJECTORY_ID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPS_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
+    trajectory_id: int
+    index: int
+    version: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    logps: _containers.RepeatedScalarFieldContainer[float]
+    stop: str
+    pod: str
+    def __init__(self, trajectory_id: _Optional[int] = ..., index: _Optional[int] = ..., version: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., logps: _Optional[_Iterable[float]] = ..., stop: _Optional[str] = ..., pod: _Optional[str] = ...) -> None: ...
+
+class WorkResult(_message.Message):
+    __slots__ = ("item_id", "worker", "segments", "failed", "refused_versions", "seconds")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    worker: str
+    segments: _containers.RepeatedCompositeFieldContainer[Segment]
+    failed: str
+    refused_versions: int
+    seconds: float
+    def __init__(self, item_id: _Optional[str] = ..., worker: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., failed: _Optional[str] = ..., refused_versions: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class ReturnRequest(_message.Message):
+    __slots__ = ("epoch", "results")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    results: _containers.RepeatedCompositeFieldContainer[WorkResult]
+    def __init__(self, epoch: _Optional[int] = ..., results: _Optional[_Iterable[_Union[WorkResult, _Mapping]]] = ...) -> None: ...
+
+class ReturnReply(_message.Message):
+    __slots__ = ("stored",)
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    stored: int
+    def __init__(self, stored: _Optional[int] = ...) -> None: ...
+
+class BatchRequest(_message.Message):
+    __slots__ = ("epoch", "iteration")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ITERATION_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    iteration: int
+    def __init__(self, epoch: _Optional[int] = ..., iteration: _Optional[int] = ...) -> None: ...
+
+class BatchPart(_message.Message):
+    __slots__ = ("iteration", "version", "group_size", "samples")
+    ITERATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    iteration: int
+    version: int
+    group_size: int
+    samples: _containers.RepeatedCompositeFieldContainer[Sample]
+    def __init__(self, iteration: _Optional[int] = ..., version: _Optional[int] = ..., group_size: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...) -> None: ...
+
+class Sample(_message.Message):
+    __slots__ = ("group", "prompt_tokens", "response_tokens", "behaviour_logps", "versions", "advantage", "reward")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BEHAVIOUR_LOGPS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    ADVANTAGE_FIELD_NUMBER: _ClassVar[int]
+    REWARD_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
+    response_tokens: _containers.RepeatedScalarFieldContainer[int]
+    behaviour_logps: _containers.RepeatedScalarFieldContainer[float]
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    advantage: float
+    reward: float
+    def __init__(self, group: _Optional[int] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., response_tokens: _Optional[_Iterable[int]] = ..., behaviour_logps: _Optional[_Iterable[float]] = ..., versions: _Optional[_Iterable[int]] = ..., advantage: _Optional[float] = ..., reward: _Optional[float] = ...) -> None: ...
