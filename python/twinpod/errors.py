@@ -7,6 +7,7 @@
     ├── ProtocolError                a peer said something that its contract forbids
     │   ├── StaleEpoch               a command of an older master; never retried
     │   └── WrongVersion             weights of another version than asked for
+    ├── Conflict                     a compare-and-swap found another revision: somebody else wrote; read, then decide
     ├── IntegrityError               bytes that do not have their digest; the source is not used again
     ├── WeightsGapError              trainer and engine disagree about log-probs (design 8.11)
     └── EngineFault                  retryable: an engine died, hung or refused
@@ -59,6 +60,10 @@ class StaleEpoch(ProtocolError):
 
 class WrongVersion(ProtocolError):
     """Weights, or an answer made with them, of another version than asked for."""
+
+
+class Conflict(TwinpodError):
+    """A compare-and-swap lost: the key has another revision than the caller had read."""
 
 
 class IntegrityError(TwinpodError):

@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PullRequest(_message.Message):
-    __slots__ = ("worker", "epoch", "version", "capacity", "wait_s")
+    __slots__ = ("worker", "epoch", "version", "capacity", "wait_s", "holding")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    HOLDING_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     version: int
     capacity: int
     wait_s: float
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., capacity: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+    holding: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., capacity: _Optional[int] = ..., wait_s: _Optional[float] = ..., holding: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WorkBatch(_message.Message):
     __slots__ = ("epoch", "iteration", "version", "cut", "items")

@@ -1,0 +1,53 @@
+# The verbs of Twinpod. `make help` lists them; CONTRIBUTING.md says when to use which.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+STUBS := python/twinpod/rpc/v1
+SAMPLE := manifests/samples/reverse-letters.yaml
+TESTS ?= tests/unit tests/structure tests/flow
+
+.PHONY: help setup demo demo-local test verify protos crds pins bench bench-rollout bench-learning soak doctor clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## third-party packages (once a machine) and this checkout's .venv (seconds)
+	@./tools/setup
+
+demo: setup demo-local ## set up, then train the reverse-letters sample to its end on this machine
+
+demo-local: ## the same without set-up; resumes runs/<job> where it stopped
+	@.venv/bin/twinpod run $(SAMPLE) --local
+
+test: setup ## unit, structure and flow tests
+	@$(PY) -m pytest $(TESTS)
+
+verify: setup ## lint, format, types, import contracts, generated files current, layout
+	@PYTHON=$(PY) ./tools/verify
+
+protos: setup ## write the gRPC stubs again from protos/
+	@$(PY) -m grpc_tools.protoc -Iprotos --python_out=python --grpc_python_out=python --pyi_out=python protos/twinpod/rpc/v1/*.proto
+
+crds: setup ## write manifests/crds/ again from the typed resource models
+	@$(PY) -m twinpod.api.crd
+
+pins: ## write constraints/python.txt again from the environment that .venv points to
+	@./tools/pins
+
+bench: setup ## weights, switch, load and overhead, as a table and tests/bench/results/circle.json
+	@$(PY) -m tests.bench.circle
+
+bench-rollout: setup ## tokens per second of the CPU engine against torch_native
+	@$(PY) -m tests.bench.rollout
+
+bench-learning: setup ## three seeds of the samples to their end, as a table and tests/bench/results/learning.json
+	@$(PY) -m tests.bench.learning
+
+soak: setup ## a long run with random kills of every process
+	@$(PY) -m tests.bench.soak
+
+doctor: ## what this machine lacks, and the command that mends it
+	@.venv/bin/twinpod doctor
+
+clean: ## remove .venv, caches and build output of this checkout; runs/ and the shared environment stay
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

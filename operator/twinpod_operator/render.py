@@ -1,0 +1,116 @@
+"""From an RLJob to the plain manifests of one attempt of it. Pure; the operator applies them, local mode executes them.
+
+    render_job ─┬─ ConfigMap            job.json: the job with its defaults filled in
+                ├─ Service              headless; names of pods before they are ready
+                ├─ PersistentVolumeClaim  state, snapshots (unless existing or a URL)
+                ├─ ResourceClaimTemplate  only with accelerators shared by claim
+                ├─ Pod NAME-master-aN
+                └─ Pod NAME-hybrid-I-aN   one a replica
+
+The Secrets with certificates (`names.job_tls_name`, `names.etcd_tls_name`) are named here and made by whoever executes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twinpod.api import names
+from twinpod.api.types import RLJob
+from twinpod_operator.render_containers import Manifest, Platform
+from twinpod_operator.render_pods import Attempt, hybrid_pod, master_pod
+
+__all__ = ["Attempt", "Manifest", "Platform", "job_document", "render_job"]
+
+
+def render_job(job: RLJob, *, platform: Platform, uid: str, attempt: int) -> list[Manifest]:
+    """Every manifest of one attempt, in the order in which they are to be created."""
+    run = Attempt(job=job, platform=platform, uid=uid, number=attempt)
+    pods = [master_pod(run), *(hybrid_pod(run, index) for index in range(job.spec.hybrid.replicas))]
+    return [_config(run), _service(run), *_claims(run), *_device_template(run), *pods]
+
+
+def job_document(job: RLJob) -> str:
+    """Content of job.json: the resource with defaults, without what only a server writes."""
+    whole = job.as_manifest()
+    document = {
+        "apiVersion": whole["apiVersion"],
+        "kind": whole["kind"],
+        "metadata": {"name": job.metadata.name, "namespace": job.metadata.namespace},
+        "spec": whole["spec"],
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _config(run: Attempt) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": run.metadata(names.job_config_name(run.name)),
+        "data": {"job.json": job_document(run.job)},
+    }
+
+
+def _service(run: Attempt) -> Manifest:
+    ports = {"master": names.MASTER_PORT, "training": names.TRAINING_PORT, "inference": names.INFERENCE_PORT}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": run.metadata(names.service_name(run.name)),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,  # rendezvous happens before readiness
+            "selector": {names.LABEL_JOB: run.name, names.LABEL_JOB_UID: run.uid},
+            "ports": [
+                {"name": name, "port": port, "targetPort": port, "protocol": "TCP"} for name, port in ports.items()
+            ],
+        },
+    }
+
+
+def _claims(run: Attempt) -> list[Manifest]:
+    """The claims that are made for the job; with `whenDeleted: Retain` nothing owns them."""
+    storage = run.job.spec.storage
+    wanted: list[tuple[str, str, str, str | None]] = []
+    if storage.state.existing_claim is None:
+        state = storage.state
+        wanted.append((run.state_claim, "ReadWriteOnce", state.size, state.storage_class_name))
+    if storage.snapshots.existing_claim is None and storage.snapshots.url is None:
+        snapshots = storage.snapshots
+        wanted.append((run.snapshots_claim, "ReadWriteMany", snapshots.size, snapshots.storage_class_name))
+    return [_claim(run, *claim) for claim in wanted]
+
+
+def _claim(run: Attempt, name: str, mode: str, size: str, storage_class: str | None) -> Manifest:
+    spec: dict[str, Any] = {"accessModes": [mode], "resources": {"requests": {"storage": size}}}
+    if chosen := storage_class or run.platform.storage_class:
+        spec["storageClassName"] = chosen
+    owned = run.job.spec.storage.when_deleted == "Delete"
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": run.metadata(name, owned=owned),
+        "spec": spec,
+    }
+
+
+def _device_template(run: Attempt) -> list[Manifest]:
+    hybrid = run.job.spec.hybrid
+    if not run.by_claim:
+        return []
+    request = {
+        "name": names.DEVICE_CLAIM,
+        "exactly": {
+            "deviceClassName": hybrid.device_class,
+            "allocationMode": "ExactCount",
+            "count": hybrid.accelerators,
+        },
+    }
+    return [
+        {
+            "apiVersion": "resource.k8s.io/v1",
+            "kind": "ResourceClaimTemplate",
+            "metadata": run.metadata(names.device_template_name(run.name)),
+            "spec": {"spec": {"devices": {"requests": [request]}}},
+        }
+    ]

@@ -1,0 +1,71 @@
+"""The environment of a process in a pod, parsed once into a record; nobody below reads `os.environ` for these."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from twinpod.api import names
+from twinpod.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Who this process is and where its things are. Folders have the defaults of `names`, each may be overridden."""
+
+    job_name: str
+    namespace: str
+    job_uid: str
+    pod: str  # stable name, without the attempt: J-hybrid-0
+    address: str  # host by which other pods reach this one, without a port
+    master: str  # host:port of the master's gRPC service
+    etcd: tuple[str, ...]  # host:port of each member
+    job_file: Path = field(default=Path(names.JOB_FILE))
+    tls: Path = field(default=Path(names.TLS_FOLDER))
+    etcd_tls: Path = field(default=Path(names.ETCD_TLS_FOLDER))
+    state: Path = field(default=Path(names.STATE_FOLDER))
+    snapshots: Path = field(default=Path(names.SNAPSHOTS_FOLDER))
+    run: Path = field(default=Path(names.RUN_FOLDER))
+    shm: Path = field(default=Path(names.ARENA_FOLDER))
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the processes of a pod find config.json and the tokenizer."""
+        return self.run / names.MODEL_FOLDER
+
+
+_TEXTS = {
+    "job_name": "TWINPOD_JOB_NAME",
+    "namespace": "TWINPOD_NAMESPACE",
+    "job_uid": "TWINPOD_JOB_UID",
+    "pod": "TWINPOD_POD",
+    "address": "TWINPOD_ADDRESS",
+    "master": "TWINPOD_MASTER",
+}
+_PATHS = {
+    "job_file": "TWINPOD_JOB_FILE",
+    "tls": "TWINPOD_TLS",
+    "etcd_tls": "TWINPOD_ETCD_TLS",
+    "state": "TWINPOD_STATE",
+    "snapshots": "TWINPOD_SNAPSHOTS",
+    "run": "TWINPOD_RUN",
+    "shm": "TWINPOD_SHM",
+}
+
+
+def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
+    """The record of `variables` (the process's own when None). InputError names every variable that is missing."""
+    source = os.environ if variables is None else variables
+    needed = [*_TEXTS.values(), "TWINPOD_ETCD"]
+    if missing := [name for name in needed if not source.get(name)]:
+        raise InputError(
+            f"not set: {', '.join(missing)}",
+            where="environment",
+            mend="these processes are started by the operator or by `twinpod run --local`, not by hand",
+        )
+    texts = {key: source[name] for key, name in _TEXTS.items()}
+    paths = {key: Path(source[name]) for key, name in _PATHS.items() if source.get(name)}
+    members = tuple(member.strip() for member in source["TWINPOD_ETCD"].split(",") if member.strip())
+    return Environment(**texts, **paths, etcd=members)  # type: ignore[arg-type]

@@ -1,0 +1,276 @@
+"""RLJob: one training run, as a person writes it.
+
+Defaults stand here and nowhere else. A field marked `derived` takes its value from others when it is left out, so that
+readers always find a number. What fields demand of each other stands in `rules.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from twinpod.api.base import (
+    Decimal,
+    EntryPointName,
+    FilledText,
+    Flag,
+    FolderPath,
+    Natural,
+    ObjectName,
+    Part,
+    Positive,
+    Quantity,
+    Seed,
+    Settings,
+    Text,
+    derived,
+)
+from twinpod.api.meta import Metadata
+from twinpod.api.pods import HybridSpec
+from twinpod.api.resource_rules import JOB_RULES
+from twinpod.api.rules import broken
+from twinpod.api.status import JobStatus
+
+
+def _fill(part: Part, **values: Any) -> None:
+    """Set derived fields of a part that is still being built."""
+    for name, value in values.items():
+        object.__setattr__(part, name, value)
+
+
+class Architecture(Part):
+    """Shape of a model that begins with random weights, in Hugging Face terms."""
+
+    architecture: Literal["qwen2", "qwen3", "llama"]
+    """Model family; decides the names of the weights and how Megatron and SGLang build it."""
+    hidden_size: Positive
+    layers: Annotated[int, Field(strict=True, ge=1, le=1024)]
+    heads: Annotated[int, Field(strict=True, ge=1, le=1024)]
+    kv_heads: Annotated[int, Field(strict=True, ge=1, le=1024)] = derived("heads")
+    """Key-value heads of grouped-query attention; as many as heads when left out."""
+    head_dim: Positive = derived("hiddenSize / heads")
+    ffn_size: Positive
+    """Width of the gated feed-forward layer (intermediate_size)."""
+    max_positions: Positive
+    """Most tokens of prompt and answer together."""
+    rope_theta: Decimal = "10000"
+    tie_embeddings: Flag = False
+
+    @model_validator(mode="after")
+    def _derive(self) -> Self:
+        if not self.kv_heads:
+            _fill(self, kv_heads=self.heads)
+        if not self.head_dim and self.hidden_size % self.heads == 0:
+            _fill(self, head_dim=self.hidden_size // self.heads)
+        return self
+
+
+class TokenizerSpec(Part):
+    """Exactly one of `characters` (one token each, ids from 2 in this order) and `path` (a Hugging Face folder)."""
+
+    characters: Annotated[str, Field(strict=True, min_length=1, max_length=4096)] | None = None
+    path: FolderPath | None = None
+
+    @field_validator("characters")
+    @classmethod
+    def _differ(cls, value: str | None) -> str | None:
+        if value is not None and len(set(value)) != len(value):
+            twice = next(character for character in value if value.count(character) > 1)
+            raise PydanticCustomError("twice", f"holds {twice!r} twice; each character is one token")
+        return value
+
+
+class ModelSpec(Part):
+    """Exactly one of `config` (random weights) and `from` (a Hugging Face folder)."""
+
+    config: Architecture | None = None
+    from_: FolderPath | None = Field(default=None, alias="from")
+    """Folder with config.json, safetensors and tokenizer, as the containers see it."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    tokenizer: TokenizerSpec | None = None
+    """Needed with `config`; with `from`, the folder's own tokenizer when left out."""
+
+
+class EntryPointSpec(Part):
+    """A Python function of the image: `package.module:function`, called with `settings` as keyword arguments."""
+
+    target: EntryPointName
+    settings: Settings = Field(default_factory=dict)
+
+
+class JsonLinesSpec(Part):
+    """A file with one JSON object a line: prompt, answer, difficulty (0 to 1, optional)."""
+
+    path: FolderPath
+
+
+class ReasoningGymSpec(Part):
+    """A data set of the package reasoning-gym, with its own settings."""
+
+    name: FilledText
+    settings: Settings = Field(default_factory=dict)
+    size: Positive = 10_000
+
+
+class DatasetSpec(Part):
+    """Where prompts come from: exactly one of `entryPoint`, `jsonLines`, `reasoningGym`."""
+
+    entry_point: EntryPointSpec | None = None
+    json_lines: JsonLinesSpec | None = None
+    reasoning_gym: ReasoningGymSpec | None = None
+    template: Text = "{prompt}"
+    """Text around each prompt; must contain {prompt}."""
+    size: Positive | None = None
+    """Take only the first so many training prompts; all when left out."""
+    held_out: Natural = 200
+    """Prompts kept apart for the evaluation at the end; never trained on."""
+
+
+class AlgorithmSpec(Part):
+    """Online policy mirror descent (paper section 5)."""
+
+    group_size: Annotated[int, Field(strict=True, ge=2, le=4096)] = 16
+    """Samples a prompt (k)."""
+    groups_per_iteration: Positive
+    """Finished groups that an iteration trains on."""
+    steps_per_iteration: Positive = 2
+    """Optimizer steps an iteration, each over all its samples."""
+    learning_rate: Decimal
+    betas: Annotated[tuple[Decimal, ...], Field(min_length=2, max_length=2)] = ("0.9", "0.95")
+    eps: Decimal = "1e-8"
+    weight_decay: Decimal = "0"
+    tau: Decimal = "0.1"
+    """Weight of the square of the sequence's log-ratio to the reference."""
+    baseline: Literal["mean", "logMeanExp"] = "mean"
+    mask: Literal["all", "current"] = "all"
+    """Tokens in the loss: all of a trajectory, or only those of the current weight version."""
+    clip_grad: Decimal = "1.0"
+    micro_batch_tokens: Positive = 4096
+    """Padded tokens a micro-batch and data-parallel rank."""
+    weights_gap_limit: Decimal = derived('"1e-3" in float32 without accelerators, else "1e-1"', "")
+    """Largest mean |logp trainer - logp engine| on on-policy tokens before the iteration fails."""
+
+
+class RepeatSpec(Part):
+    """Repeat detection: an n-gram of `ngram` tokens that comes `count` times in a row ends an answer."""
+
+    ngram: Natural = 0
+    count: Natural = 0
+    penalty: Decimal = "0"
+    """Taken from the reward of an answer that was stopped for repeating."""
+
+
+class RolloutSpec(Part):
+    """Limits of generation and how tokens are drawn."""
+
+    max_tokens: Positive
+    """Most new tokens a trajectory in all."""
+    segment_tokens: Positive = derived("maxTokens")
+    """Most new tokens a trajectory in one iteration; the rest follows in later ones."""
+    groups_in_flight: Positive = derived("algorithm.groupsPerIteration")
+    """Groups that may be open at once."""
+    temperature: Decimal = "1"
+    top_p: Decimal = "1"
+    max_segment_age: Positive = 8
+    """Iterations after which an unfinished trajectory is dropped and counted."""
+    repeat: RepeatSpec = RepeatSpec()
+
+    @model_validator(mode="after")
+    def _derive(self) -> Self:
+        if not self.segment_tokens:
+            _fill(self, segment_tokens=self.max_tokens)
+        return self
+
+
+class RewardSpec(Part):
+    """How a finished answer is scored."""
+
+    kind: Literal["prefix", "exact", "dataset", "entryPoint"]
+    """Correct prefix's share, exact match, the data set's own score, or a function."""
+    target: EntryPointName | None = None
+    """The function, for kind entryPoint."""
+
+
+class StateVolume(Part):
+    """Volume of the master's database (ReadWriteOnce): a new claim of `size`, or `existingClaim`."""
+
+    size: Quantity = "1Gi"
+    existing_claim: ObjectName | None = None
+    storage_class_name: ObjectName | None = None
+
+
+class SnapshotsVolume(Part):
+    """Volume of snapshots and exports (ReadWriteMany): a new claim of `size`, `existingClaim`, or an fsspec `url`."""
+
+    size: Quantity = "1Gi"
+    existing_claim: ObjectName | None = None
+    storage_class_name: ObjectName | None = None
+    url: FilledText | None = None
+
+
+class StorageSpec(Part):
+    """What outlives the pods."""
+
+    snapshot_every: Positive = 10
+    """Iterations between durable snapshots; a resume goes back to the newest."""
+    state: StateVolume = StateVolume()
+    snapshots: SnapshotsVolume = SnapshotsVolume()
+    when_deleted: Literal["Retain", "Delete"] = "Retain"
+    """What becomes of the volumes that were made for the job when it is deleted."""
+
+
+class FailurePolicy(Part):
+    """When to give up."""
+
+    max_restarts: Natural = 3
+    """Restarts of the job's pods before it is Failed."""
+
+
+class JobSpec(Part):
+    """One training run."""
+
+    iterations: Positive
+    seed: Seed = 0
+    suspend: Flag = False
+    """Stop the pods and keep the state."""
+    model: ModelSpec
+    dataset: DatasetSpec
+    algorithm: AlgorithmSpec
+    rollout: RolloutSpec
+    reward: RewardSpec
+    hybrid: HybridSpec = HybridSpec()
+    storage: StorageSpec = StorageSpec()
+    failure_policy: FailurePolicy = FailurePolicy()
+
+    @model_validator(mode="after")
+    def _derive(self) -> Self:
+        algorithm, rollout, hybrid = self.algorithm, self.rollout, self.hybrid
+        if not rollout.groups_in_flight:
+            rollout = rollout.model_copy(update={"groups_in_flight": algorithm.groups_per_iteration})
+        if not algorithm.weights_gap_limit:
+            strict = self.model.dtype == "float32" and hybrid.accelerators == 0
+            algorithm = algorithm.model_copy(update={"weights_gap_limit": "1e-3" if strict else "1e-1"})
+        if not hybrid.inference.max_running:
+            wanted = min(512, rollout.groups_in_flight * algorithm.group_size)
+            engine = hybrid.inference.model_copy(update={"max_running": wanted})
+            hybrid = hybrid.model_copy(update={"inference": engine})
+        _fill(self, algorithm=algorithm, rollout=rollout, hybrid=hybrid)
+        return self
+
+
+class RLJob(Part):
+    """One training run of a language model by reinforcement learning."""
+
+    api_version: Literal["twinpod.dev/v1alpha1"]
+    kind: Literal["RLJob"]
+    metadata: Metadata
+    spec: JobSpec
+    status: JobStatus | None = None
+
+    @model_validator(mode="after")
+    def _obey_rules(self) -> Self:
+        if problems := broken(JOB_RULES, self.as_manifest()):
+            raise PydanticCustomError("rules", "{lines}", {"lines": "\n".join(problems), "problems": problems})
+        return self

@@ -1,0 +1,166 @@
+"""Reserved names, all of them: labels, annotations, ports, folders, containers, conditions and their reasons.
+
+Reasons and condition types are stable API: people write alerts on them. Ports and folders are the contract between the
+rendered manifests (`twinpod_operator.render`) and the processes (`twinpod.api.environment`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+GROUP = "twinpod.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+FIELD_MANAGER = "twinpod-operator"
+CATEGORY = "rl"
+
+# Labels: on every child of a job, so that one selector finds them all.
+LABEL_JOB = f"{GROUP}/job"
+LABEL_JOB_UID = f"{GROUP}/job-uid"
+LABEL_ROLE = f"{GROUP}/role"  # master, hybrid, rollout, sandbox
+LABEL_INDEX = f"{GROUP}/index"  # running number among the pods of a role
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_POOL = f"{GROUP}/pool"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_COMPONENT = "app.kubernetes.io/component"
+LABEL_INSTANCE = "app.kubernetes.io/instance"
+MANAGED_BY = "twinpod"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+# Annotations
+ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
+ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+ANNOTATION_KARPENTER = "karpenter.sh/do-not-disrupt"
+
+# Limits on names: the longest child's hostname (a label of at most 63) is NAME-hybrid-1023.
+MAX_JOB_NAME = 44
+
+# Ports
+MASTER_PORT, TRAINING_PORT, INFERENCE_PORT = 7400, 7401, 7402
+MASTER_HEALTH_PORT, TRAINING_HEALTH_PORT, INFERENCE_HEALTH_PORT = 7410, 7411, 7412
+HEALTH_PATH = "/healthz"
+RENDEZVOUS_PORT = 7420
+
+# Folders and files in a container
+JOB_FOLDER = "/etc/twinpod/job"
+JOB_FILE = f"{JOB_FOLDER}/job.json"
+TLS_FOLDER = "/etc/twinpod/tls"
+ETCD_TLS_FOLDER = "/etc/twinpod/etcd"
+STATE_FOLDER = "/var/lib/twinpod/state"
+SNAPSHOTS_FOLDER = "/var/lib/twinpod/snapshots"
+RUN_FOLDER = "/run/twinpod"
+SHM_FOLDER = "/dev/shm"
+ARENA_FOLDER = f"{SHM_FOLDER}/twinpod"
+TEMPORARY_FOLDER = "/tmp"
+MODEL_FOLDER = "model"  # below the run folder
+
+# Container and volume names
+CONTAINER_MASTER, CONTAINER_TRAINER, CONTAINER_INFERENCE = "master", "trainer", "inference"
+DEVICE_CLAIM = "devices"
+
+
+class Role(StrEnum):
+    """What a pod is for; the value of `LABEL_ROLE`."""
+
+    MASTER = "master"
+    HYBRID = "hybrid"
+    ROLLOUT = "rollout"
+    SANDBOX = "sandbox"
+
+
+class Condition(StrEnum):
+    """Condition types of a job, in the order in which `Ready` looks for the first that fails."""
+
+    ACCEPTED = "Accepted"
+    QUOTA_RESERVED = "QuotaReserved"
+    PODS_SCHEDULED = "PodsScheduled"
+    WORKERS_READY = "WorkersReady"
+    WEIGHTS_SYNCED = "WeightsSynced"
+    READY = "Ready"
+    SUSPENDED = "Suspended"
+    DEGRADED = "Degraded"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Reason(StrEnum):
+    """Reasons that stand in conditions and events."""
+
+    INVALID_SPEC = "InvalidSpec"
+    VALID = "Valid"
+    GATED = "SchedulingGated"
+    QUEUED = "Queued"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL = "ImagePullBackOff"
+    CREATE_CONTAINER = "CreateContainerConfigError"
+    QUOTA_REFUSED = "QuotaRefused"
+    POD_SECURITY = "PodSecurityRefused"
+    DEVICE_CLASS_MISSING = "DeviceClassMissing"
+    CLAIM_UNALLOCATED = "ClaimUnallocated"
+    SHARED_MEMORY_TOO_SMALL = "SharedMemoryTooSmall"
+    OUT_OF_MEMORY = "OOMKilled"
+    ENGINE_FAULT = "EngineFault"
+    STORE_UNREACHABLE = "EtcdUnreachable"
+    RESTARTING = "Restarting"
+    BUDGET_SPENT = "RestartBudgetSpent"
+    STARTING = "Starting"
+    TRAINING = "Training"
+    ROLLING_OUT = "RollingOut"
+    SUSPENDED = "Suspended"
+    COMPLETED = "Completed"
+
+
+def service_name(job: str) -> str:
+    """Headless service of a job; also the subdomain of its pods."""
+    return job
+
+
+def master_name(job: str) -> str:
+    """Stable name of the master pod."""
+    return f"{job}-master"
+
+
+def hybrid_name(job: str, index: int) -> str:
+    """Stable name of a hybrid pod."""
+    return f"{job}-hybrid-{index}"
+
+
+def attempt_name(stable: str, attempt: int) -> str:
+    """Name of the Kubernetes object of one attempt of a pod."""
+    return f"{stable}-a{attempt}"
+
+
+def pod_host(stable: str, job: str, namespace: str) -> str:
+    """DNS name of a pod; it does not change with the attempt."""
+    return f"{stable}.{service_name(job)}.{namespace}.svc"
+
+
+def job_config_name(job: str) -> str:
+    """ConfigMap with job.json."""
+    return f"{job}-job"
+
+
+def job_tls_name(job: str) -> str:
+    """Secret with the job's CA and the certificate of its processes."""
+    return f"{job}-tls"
+
+
+def etcd_tls_name(job: str) -> str:
+    """Secret with the platform's CA and the job's etcd client certificate."""
+    return f"{job}-etcd"
+
+
+def state_claim_name(job: str, uid: str) -> str:
+    """Volume claim of the master's database; by uid, so that a later job of the same name never adopts old state."""
+    return f"{job}-state-{uid[:8]}"
+
+
+def snapshots_claim_name(job: str, uid: str) -> str:
+    """Volume claim of snapshots and exports; by uid, as above."""
+    return f"{job}-snapshots-{uid[:8]}"
+
+
+def device_template_name(job: str) -> str:
+    """ResourceClaimTemplate of the job's hybrid pods."""
+    return f"{job}-devices"

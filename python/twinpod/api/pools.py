@@ -1,0 +1,100 @@
+"""RolloutPool and SandboxPool: pods that serve a job without training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from twinpod.api.base import ImageName, ObjectName, Part, Positive, Quantity
+from twinpod.api.meta import Metadata
+from twinpod.api.pods import InferenceSpec, ResourceList
+from twinpod.api.resource_rules import POOL_RULES, SANDBOX_RULES
+from twinpod.api.rules import broken
+from twinpod.api.status import PoolStatus
+
+Replicas = Annotated[int, Field(strict=True, ge=0, le=4096)]
+
+
+class RolloutPoolSpec(Part):
+    """Inference-only pods that join a running job; may be scaled to 0 at any moment."""
+
+    job: ObjectName
+    """Name of the RLJob, in the same namespace; it need not exist yet."""
+    replicas: Replicas = 1
+    accelerators: Annotated[int, Field(strict=True, ge=0, le=64)] = 0
+    """Accelerators a pod; 0 runs on the CPU."""
+    device_class: ObjectName = "gpu.nvidia.com"
+    shared_memory: Quantity = "1Gi"
+    priority_class_name: ObjectName | None = None
+    inference: InferenceSpec = InferenceSpec()
+
+
+class RolloutPool(Part):
+    """Inference-only pods that join a training run while it runs."""
+
+    api_version: Literal["twinpod.dev/v1alpha1"]
+    kind: Literal["RolloutPool"]
+    metadata: Metadata
+    spec: RolloutPoolSpec
+    status: PoolStatus | None = None
+
+    @model_validator(mode="after")
+    def _obey_rules(self) -> Self:
+        if problems := broken(POOL_RULES, self.as_manifest()):
+            raise PydanticCustomError("rules", "{lines}", {"lines": "\n".join(problems), "problems": problems})
+        return self
+
+
+class Runtime(Part):
+    """One language's environment, by its image."""
+
+    name: ObjectName
+    image: ImageName
+
+
+class SandboxLimits(Part):
+    """What one execution may use."""
+
+    cpu: Quantity = "1"
+    memory: Quantity = "512Mi"
+    processes: Positive = 64
+    seconds: Annotated[int, Field(strict=True, ge=1, le=3600)] = 10
+    output_bytes: Positive = 65_536
+    disk: Quantity = "64Mi"
+    """Size of the tmpfs that takes everything a program writes."""
+
+
+class SandboxPoolSpec(Part):
+    """The code execution service: runtimes, limits, replicas."""
+
+    replicas: Replicas = 1
+    runtimes: Annotated[
+        tuple[Runtime, ...],
+        Field(
+            min_length=1,
+            max_length=64,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ]
+    concurrency: Positive = 16
+    """Programs that run at once in one pod."""
+    limits: SandboxLimits = SandboxLimits()
+    resources: ResourceList = ResourceList()
+
+
+class SandboxPool(Part):
+    """A service that runs model-written code for rewards."""
+
+    api_version: Literal["twinpod.dev/v1alpha1"]
+    kind: Literal["SandboxPool"]
+    metadata: Metadata
+    spec: SandboxPoolSpec
+    status: PoolStatus | None = None
+
+    @model_validator(mode="after")
+    def _obey_rules(self) -> Self:
+        if problems := broken(SANDBOX_RULES, self.as_manifest()):
+            raise PydanticCustomError("rules", "{lines}", {"lines": "\n".join(problems), "problems": problems})
+        return self

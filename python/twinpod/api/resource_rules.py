@@ -1,0 +1,338 @@
+"""The rules of each resource: one table a kind, read by the models and by the CRD generator."""
+
+from __future__ import annotations
+
+import re
+
+from twinpod.api.rules import Rule, at, has
+
+
+def _one_of(path: str, *fields: str) -> Rule:
+    """Exactly one of some optional fields must be set."""
+    listed = ", ".join(f"has(self.{field})" for field in fields)
+    return Rule(
+        path=path,
+        field="",
+        cel=f"[{listed}].filter(x, x).size() == 1",
+        holds=lambda self: sum(has(self, field) for field in fields) == 1,
+        message=f"must have exactly one of {', '.join(fields)}",
+    )
+
+
+def _above_zero(path: str, field: str) -> Rule:
+    """A decimal that must not be 0."""
+    return Rule(
+        path=path,
+        field=field,
+        cel=f"double(self.{field}) > 0.0",
+        holds=lambda self: float(getattr(self, field)) > 0.0,
+        message=f'is "{{self.{field}}}"; must be above 0',
+    )
+
+
+def _immutable(path: str, field: str, why: str) -> Rule:
+    """A field that a running job cannot change; optional fields may not come or go either."""
+    return Rule(
+        path=path,
+        field=field,
+        cel=f"self.{field} == oldSelf.{field}",
+        holds=lambda self: True,
+        message=f"cannot be changed: {why}; make a new RLJob",
+        transition=True,
+    )
+
+
+_MODEL = (
+    Rule(
+        path="spec.model",
+        field="",
+        cel="has(self.config) != has(self.from)",
+        holds=lambda self: has(self, "config") != has(self, "from"),
+        message="must have exactly one of config (random weights) and from (a Hugging Face folder)",
+    ),
+    Rule(
+        path="spec.model",
+        field="",
+        cel="!has(self.config) || has(self.tokenizer)",
+        holds=lambda self: not has(self, "config") or has(self, "tokenizer"),
+        message="config needs a tokenizer; give tokenizer.characters or tokenizer.path",
+    ),
+    _one_of("spec.model.tokenizer", "characters", "path"),
+    Rule(
+        path="spec.model.config",
+        field="heads",
+        cel="!has(self.kvHeads) || self.heads % self.kvHeads == 0",
+        holds=lambda self: not has(self, "kvHeads") or self.heads % self.kvHeads == 0,
+        message="{self.heads} is not divisible by kvHeads ({self.kvHeads})",
+    ),
+    Rule(
+        path="spec.model.config",
+        field="hiddenSize",
+        cel="(has(self.headDim) && self.headDim > 0) || self.hiddenSize % self.heads == 0",
+        holds=lambda self: (has(self, "headDim") and self.headDim > 0) or self.hiddenSize % self.heads == 0,
+        message="{self.hiddenSize} is not divisible by heads ({self.heads}); change one of them or set headDim",
+    ),
+    Rule(
+        path="spec.model.config",
+        field="headDim",
+        cel=(
+            "has(self.headDim) ? self.headDim % 2 == 0"
+            " : self.hiddenSize % self.heads != 0 || (self.hiddenSize / self.heads) % 2 == 0"
+        ),
+        holds=lambda self: (
+            self.headDim % 2 == 0
+            if has(self, "headDim")
+            else self.hiddenSize % self.heads != 0 or (self.hiddenSize // self.heads) % 2 == 0
+        ),
+        message="{self.headDim} is odd; rotary positions need an even size",
+    ),
+)
+
+
+_DATA = (
+    _one_of("spec.dataset", "entryPoint", "jsonLines", "reasoningGym"),
+    Rule(
+        path="spec.dataset",
+        field="template",
+        cel="!has(self.template) || self.template.contains('{prompt}')",
+        holds=lambda self: not has(self, "template") or "{prompt}" in self.template,
+        message='"{self.template}" does not contain {prompt}, the place of each prompt',
+    ),
+    Rule(
+        path="spec.reward",
+        field="target",
+        cel="(self.kind == 'entryPoint') == has(self.target)",
+        holds=lambda self: (self.kind == "entryPoint") == has(self, "target"),
+        message='is for kind entryPoint, which needs it as "package.module:function"; kind is {self.kind}',
+    ),
+    Rule(
+        path="spec",
+        field="reward.kind",
+        cel="self.reward.kind != 'dataset' || !has(self.dataset.jsonLines)",
+        holds=lambda self: self.reward.kind != "dataset" or not has(self, "dataset.jsonLines"),
+        message="dataset needs a data set that scores answers itself; dataset.jsonLines does not: use prefix or exact",
+    ),
+)
+
+_ALGORITHM = (
+    _above_zero("spec.algorithm", "learningRate"),
+    _above_zero("spec.algorithm", "eps"),
+    _above_zero("spec.algorithm", "clipGrad"),
+    Rule(
+        path="spec.algorithm",
+        field="betas",
+        cel="self.betas.all(b, double(b) < 1.0)",
+        holds=lambda self: all(float(beta) < 1.0 for beta in self.betas),
+        message="each must be below 1",
+    ),
+    Rule(
+        path="spec.algorithm",
+        field="tau",
+        cel="self.baseline != 'logMeanExp' || double(self.tau) > 0.0",
+        holds=lambda self: self.baseline != "logMeanExp" or float(self.tau) > 0.0,
+        message='is "{self.tau}"; baseline logMeanExp divides by it, so it must be above 0',
+    ),
+)
+
+_ROLLOUT = (
+    Rule(
+        path="spec.rollout",
+        field="segmentTokens",
+        cel="!has(self.segmentTokens) || self.segmentTokens <= self.maxTokens",
+        holds=lambda self: not has(self, "segmentTokens") or self.segmentTokens <= self.maxTokens,
+        message="{self.segmentTokens} is above maxTokens ({self.maxTokens}); a segment is a part of a trajectory",
+    ),
+    _above_zero("spec.rollout", "temperature"),
+    Rule(
+        path="spec.rollout",
+        field="topP",
+        cel="double(self.topP) > 0.0 && double(self.topP) <= 1.0",
+        holds=lambda self: 0.0 < float(self.topP) <= 1.0,
+        message='is "{self.topP}"; must be above 0 and at most 1',
+    ),
+    Rule(
+        path="spec.rollout.repeat",
+        field="count",
+        cel="(self.ngram == 0 && self.count == 0) || (self.ngram > 0 && self.count >= 2)",
+        holds=lambda self: (self.ngram == 0 and self.count == 0) or (self.ngram > 0 and self.count >= 2),
+        message="is {self.count} with ngram {self.ngram}; give both 0 (off), or ngram 1 or more and count 2 or more",
+    ),
+    Rule(
+        path="spec",
+        field="rollout.groupsInFlight",
+        cel="!has(self.rollout.groupsInFlight) || self.rollout.groupsInFlight >= self.algorithm.groupsPerIteration",
+        holds=lambda self: (
+            not has(self, "rollout.groupsInFlight")
+            or self.rollout.groupsInFlight >= self.algorithm.groupsPerIteration
+        ),
+        message=(
+            "{self.rollout.groupsInFlight} is below algorithm.groupsPerIteration"
+            " ({self.algorithm.groupsPerIteration}); an iteration could never finish that many groups"
+        ),
+    ),
+    Rule(
+        path="spec",
+        field="rollout.maxTokens",
+        cel="!has(self.model.config) || self.rollout.maxTokens < self.model.config.maxPositions",
+        holds=lambda self: (
+            not has(self, "model.config") or self.rollout.maxTokens < self.model.config.maxPositions
+        ),
+        message=(
+            "{self.rollout.maxTokens} leaves no room for a prompt in model.config.maxPositions"
+            " ({self.model.config.maxPositions})"
+        ),
+    ),
+    Rule(
+        path="spec",
+        field="hybrid.inference.kvTokens",
+        cel="self.hybrid.inference.kvTokens > self.rollout.maxTokens",
+        holds=lambda self: self.hybrid.inference.kvTokens > self.rollout.maxTokens,
+        message=(
+            "{self.hybrid.inference.kvTokens} cannot hold one trajectory of rollout.maxTokens"
+            " ({self.rollout.maxTokens}) and its prompt"
+        ),
+    ),
+)
+
+
+def _divides(side: str, size: str, field: str) -> Rule:
+    """A parallel size must divide a size of the model."""
+    return Rule(
+        path="spec",
+        field=f"hybrid.{side}.{size}",
+        cel=f"!has(self.model.config) || self.model.config.{field} % self.hybrid.{side}.{size} == 0",
+        holds=lambda self: (
+            not has(self, "model.config") or at(self, f"model.config.{field}") % at(self, f"hybrid.{side}.{size}") == 0
+        ),
+        message=f"{{self.hybrid.{side}.{size}}} does not divide model.config.{field} ({{self.model.config.{field}}})",
+    )
+
+
+_PARALLEL = (
+    _divides("trainer", "tensorParallel", "heads"),
+    _divides("trainer", "tensorParallel", "ffnSize"),
+    Rule(
+        path="spec",
+        field="hybrid.trainer.tensorParallel",
+        cel=(
+            "!has(self.model.config) || !has(self.model.config.kvHeads)"
+            " || self.model.config.kvHeads % self.hybrid.trainer.tensorParallel == 0"
+        ),
+        holds=lambda self: (
+            not has(self, "model.config.kvHeads")
+            or self.model.config.kvHeads % self.hybrid.trainer.tensorParallel == 0
+        ),
+        message=(
+            "{self.hybrid.trainer.tensorParallel} does not divide model.config.kvHeads ({self.model.config.kvHeads});"
+            " the trainer splits key-value heads and does not copy them"
+        ),
+    ),
+    _divides("trainer", "pipelineParallel", "layers"),
+    _divides("inference", "tensorParallel", "heads"),
+    _divides("inference", "tensorParallel", "ffnSize"),
+    Rule(
+        path="spec",
+        field="hybrid.inference.tensorParallel",
+        cel=(
+            "!has(self.model.config) || !has(self.model.config.kvHeads)"
+            " || self.model.config.kvHeads % self.hybrid.inference.tensorParallel == 0"
+            " || self.hybrid.inference.tensorParallel % self.model.config.kvHeads == 0"
+        ),
+        holds=lambda self: (
+            not has(self, "model.config.kvHeads")
+            or self.model.config.kvHeads % self.hybrid.inference.tensorParallel == 0
+            or self.hybrid.inference.tensorParallel % self.model.config.kvHeads == 0
+        ),
+        message=(
+            "{self.hybrid.inference.tensorParallel} and model.config.kvHeads ({self.model.config.kvHeads}):"
+            " one must divide the other, SGLang splits or copies key-value heads"
+        ),
+    ),
+)
+
+_HYBRID = (
+    Rule(
+        path="spec.hybrid",
+        field="lifeCycle",
+        cel="self.lifeCycle != 'Keep' || self.accelerators == 0",
+        holds=lambda self: self.lifeCycle != "Keep" or self.accelerators == 0,
+        message=(
+            "Keep would leave the engine on the accelerators that the trainer needs; use Restart or Sleep"
+            " (Keep is for pods without accelerators)"
+        ),
+    ),
+    Rule(
+        path="spec.hybrid",
+        field="trainer",
+        cel=(
+            "self.accelerators == 0 || self.trainer.tensorParallel * self.trainer.pipelineParallel"
+            " * self.trainer.dataParallel <= self.accelerators"
+        ),
+        holds=lambda self: (
+            self.accelerators == 0
+            or self.trainer.tensorParallel * self.trainer.pipelineParallel * self.trainer.dataParallel
+            <= self.accelerators
+        ),
+        message=(
+            "tensorParallel {self.trainer.tensorParallel} x pipelineParallel {self.trainer.pipelineParallel} x"
+            " dataParallel {self.trainer.dataParallel} is more than the accelerators of a pod ({self.accelerators})"
+        ),
+    ),
+    Rule(
+        path="spec.hybrid",
+        field="inference.tensorParallel",
+        cel="self.accelerators == 0 || self.inference.tensorParallel <= self.accelerators",
+        holds=lambda self: self.accelerators == 0 or self.inference.tensorParallel <= self.accelerators,
+        message="{self.inference.tensorParallel} is more than the accelerators of a pod ({self.accelerators})",
+    ),
+    Rule(
+        path="spec.hybrid",
+        field="runtimeClass",
+        cel="!has(self.runtimeClass) || self.sharing == 'WholeNode'",
+        holds=lambda self: not has(self, "runtimeClass") or self.sharing == "WholeNode",
+        message="is only for sharing WholeNode; leave it out with sharing {self.sharing}",
+    ),
+)
+
+_STORAGE = (
+    Rule(
+        path="spec.storage.snapshots",
+        field="url",
+        cel="!has(self.url) || !has(self.existingClaim)",
+        holds=lambda self: not has(self, "url") or not has(self, "existingClaim"),
+        message="cannot be combined with existingClaim; give one of them",
+    ),
+    Rule(
+        path="spec.storage.snapshots",
+        field="url",
+        cel="!has(self.url) || self.url.matches('^[a-z][a-z0-9+.-]*://.+')",
+        holds=lambda self: not has(self, "url") or bool(re.match(r"^[a-z][a-z0-9+.-]*://.+", self.url)),
+        message='"{self.url}" is not a URL such as s3://bucket/folder',
+    ),
+)
+
+_FIXED = (
+    _immutable("spec", "model", "the weights of the run were made from it"),
+    _immutable("spec", "seed", "the run was begun with it"),
+)
+
+JOB_RULES: tuple[Rule, ...] = (*_MODEL, *_DATA, *_ALGORITHM, *_ROLLOUT, *_PARALLEL, *_HYBRID, *_STORAGE, *_FIXED)
+POOL_RULES: tuple[Rule, ...] = (
+    Rule(
+        path="spec",
+        field="inference.tensorParallel",
+        cel="self.accelerators == 0 || self.inference.tensorParallel <= self.accelerators",
+        holds=lambda self: self.accelerators == 0 or self.inference.tensorParallel <= self.accelerators,
+        message="{self.inference.tensorParallel} is more than the accelerators of a pod ({self.accelerators})",
+    ),
+    _immutable("spec", "job", "its pods joined that job"),
+)
+SANDBOX_RULES: tuple[Rule, ...] = (
+    Rule(
+        path="spec",
+        field="runtimes",
+        cel="",  # the list is a map by name, which the API server keeps by itself
+        holds=lambda self: len({runtime["name"] for runtime in self.runtimes}) == len(self.runtimes),
+        message="names must differ",
+    ),
+)

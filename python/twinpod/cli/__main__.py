@@ -1,0 +1,85 @@
+"""`twinpod COMMAND`: the parser, and what a person sees of an error: one clear line, exit code 2 (input) or 1 (everything else)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from twinpod import __version__
+from twinpod.errors import TwinpodError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        module = importlib.import_module(arguments.module)
+        return int(module.execute(arguments))
+    except TwinpodError as error:
+        if arguments.verbose:
+            raise
+        print(f"twinpod: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `twinpod logs | head`
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="twinpod",
+        description="Reinforcement learning of language models: Megatron trains and SGLang generates on the same accelerators, in turn.",
+        epilog="First steps: make demo. What a run left behind: twinpod inspect runs/<job>.",
+    )
+    top.add_argument("--version", action="version", version=f"twinpod {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands)
+    validate = _command(commands, "validate", "check a manifest, without starting anything")
+    validate.add_argument("file", type=Path, metavar="FILE", help="manifest of an RLJob, RolloutPool or SandboxPool")
+    inspect = _command(commands, "inspect", "what a running or finished run did, from its database alone")
+    inspect.add_argument("folder", type=Path, metavar="DIR", help="run folder, for example runs/reverse-letters")
+    inspect.add_argument("--json", action="store_true", help="everything, as one JSON object")
+    status = _command(commands, "status", "where a run stands now, in a few lines")
+    status.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+    logs = _command(commands, "logs", "logs of a run's processes")
+    logs.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+    logs.add_argument("pod", nargs="?", default="", metavar="POD", help="pod, or pod.container; all files are listed without it")
+    logs.add_argument("--lines", type=int, default=50, metavar="N", help="last lines of each file (default 50)")
+    export = _command(commands, "export", "copy the trained model of a run, as a folder that transformers opens")
+    export.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+    export.add_argument("to", type=Path, metavar="OUT", help="folder to make; must not exist")
+    doctor = _command(commands, "doctor", "what this machine lacks for local mode, and the command that mends it")
+    doctor.add_argument("--json", action="store_true", help="as one JSON object")
+    return top
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = _command(commands, "run", "run an RLJob on this machine; the same command goes on where a run stopped")
+    run.add_argument("file", type=Path, metavar="FILE", help="manifest of an RLJob")
+    run.add_argument("--local", action="store_true", required=True, help="on this machine, without Kubernetes")
+    run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/<job>)")
+    run.add_argument("--seed", type=int, metavar="N", help="instead of spec.seed")
+    run.add_argument("--iterations", type=int, metavar="N", help="instead of spec.iterations")
+    run.add_argument("--no-live", action="store_true", help="one line an iteration instead of the live table")
+    run.add_argument("--no-check", action="store_true", help="do not check the exported model in the end")
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    command.add_argument("-v", "--verbose", action="store_true", help="show where in the code an error comes from")
+    command.set_defaults(module=f"twinpod.cli.{name}")
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Greedy answers of an exported folder, by transformers alone: `python -m twinpod.cli.greedy JOB.json FOLDER`.
+
+A process of its own, because it imports torch and the command line must not. Nothing of Twinpod's trainer or engine takes part, so
+that the number proves the folder. Prints {"exactMatch": ..., "prompts": ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from twinpod.api.load import load_manifest
+from twinpod.records.rollout import Prompt
+from twinpod.reward.choose import choose
+from twinpod.sampling.datasets import open_dataset
+from twinpod.sampling.tokens import fill
+
+BATCH = 64
+
+
+def main(job_file: Path, folder: Path) -> dict[str, float]:
+    """Share of held-out prompts whose greedy answer the job's own reward calls wholly right."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(2)
+    job = load_manifest(job_file)
+    dataset = open_dataset(job.spec.dataset, job.spec.seed)
+    reward = choose(job.spec.reward, dataset.verifier)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    by_length: dict[int, list[tuple[Prompt, list[int]]]] = defaultdict(list)  # equal lengths need no padding
+    for number, item in enumerate(dataset.held_out, len(dataset.training)):
+        text = fill(job.spec.dataset.template, item.prompt)
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        prompt = Prompt(
+            prompt_id=number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=tuple(ids)
+        )
+        by_length[len(ids)].append((prompt, ids))
+    right = 0
+    for entries in by_length.values():
+        for start in range(0, len(entries), BATCH):
+            part = entries[start : start + BATCH]
+            answers = _answers(model, tokenizer, [ids for _, ids in part], job.spec.rollout.max_tokens)
+            verdicts = [reward.score(prompt, answer) for (prompt, _), answer in zip(part, answers, strict=True)]
+            right += sum(verdict.correct and not verdict.error for verdict in verdicts)
+    total = len(dataset.held_out)
+    return {"exactMatch": right / total if total else float("nan"), "prompts": total}
+
+
+def _answers(model: Any, tokenizer: Any, rows: list[list[int]], most: int) -> list[str]:
+    import torch
+
+    inputs = torch.tensor(rows)
+    with torch.inference_mode():
+        outputs = model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=most, do_sample=False)
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in outputs[:, inputs.shape[1] :].tolist()]
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]))))

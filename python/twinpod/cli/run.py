@@ -1,0 +1,73 @@
+"""`twinpod run FILE --local`: one job from its start, or from where it stopped, to its end and its summary."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from twinpod.api.load import check, load_manifest
+from twinpod.api.types import RLJob
+from twinpod.cli.live import make_view
+from twinpod.cli.outcome import write_outcome
+from twinpod.errors import InputError
+from twinpod.local.folder import RunFolder
+from twinpod.local.isolation import isolate
+from twinpod.local.supervisor import Verdict
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Exit code 0 when the job succeeded, 1 when it failed, 130 and above when a signal stopped it."""
+    job = overridden(load_manifest(arguments.file), seed=arguments.seed, iterations=arguments.iterations)
+    folder = RunFolder(arguments.out or Path("runs") / job.metadata.name)
+    folder.lock()
+    isolate()  # from here on in the launcher
+    sys.exit(_launch(job, folder, arguments))
+
+
+def overridden(job: RLJob, *, seed: int | None, iterations: int | None) -> RLJob:
+    """The job with what the command line says instead; checked again as a whole."""
+    if seed is None and iterations is None:
+        return job
+    document = job.as_manifest()
+    document["spec"] |= {key: value for key, value in (("seed", seed), ("iterations", iterations)) if value is not None}
+    changed = check(document)
+    if not isinstance(changed, RLJob):
+        raise InputError("is not an RLJob", where=job.metadata.name)
+    return changed
+
+
+def _launch(job: RLJob, folder: RunFolder, arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from twinpod.local import Launcher
+
+    folder.prepare()
+    resumed = folder.adopt(job)
+    console = Console(highlight=False)
+    console.print(f"{job.metadata.name}: {'going on in' if resumed else 'running in'} {shown(folder.root)}", markup=False)
+    view = make_view(job.metadata.name, folder.books, console, live=not arguments.no_live)
+    try:
+        ended = asyncio.run(Launcher(job, folder, view).run())
+    finally:
+        view.close()
+    if ended.signal:
+        again = " ".join(["twinpod run", str(arguments.file), "--local", *resume_options(arguments)])
+        console.print(f"{ended.decision.reason}; to go on: {again}", markup=False, soft_wrap=True)
+        return 128 + ended.signal
+    if ended.decision.verdict is not Verdict.SUCCEEDED:
+        console.print(f"twinpod: {job.metadata.name} failed: {ended.decision.reason}", markup=False, soft_wrap=True)
+        return 1
+    return write_outcome(job, folder, console, check_export=not arguments.no_check)
+
+
+def resume_options(arguments: argparse.Namespace) -> list[str]:
+    """The options that make the same run again."""
+    given = (("--out", arguments.out), ("--seed", arguments.seed), ("--iterations", arguments.iterations))
+    return [word for name, value in given if value is not None for word in (name, str(value))]
+
+
+def shown(path: Path) -> Path:
+    """A path as short as it can be told from here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,212 @@
+"""The store over etcd's v3 API: the only file that knows aetcd.
+
+Theory of operation
+-------------------
+aetcd 1.0 opens one insecure channel to one member and passes its options
+wrongly for TLS; so its client is subclassed here to make the channel itself: mutual TLS, keep-alive, quick
+reconnects. One client a member, made when first needed; calls go to the member that answered last, and to the next
+one when it does not. Reads and plain writes go round all members within the call's deadline. A compare-and-swap is
+sent once: if its answer is lost, nobody can know whether it happened, and the caller must read before it swaps again.
+So that a dead member does not cost every swap a try, the key is first read, which moves to a member that lives.
+
+aetcd's own watcher shares one lock and one stream among all watches and forgets them when the stream breaks. Here
+each watch is its own stream, begun at the revision of a full read, and begun anew, with a full read, whenever it
+breaks. A watch's stream is the one call without a deadline: keep-alive ends it when the member is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aetcd
+import grpc
+from aetcd import rpc
+
+from twinpod.coordination.memory import differences
+from twinpod.coordination.store import Change, Entry, checked
+from twinpod.errors import Conflict, EnvironmentFault, Unreachable
+from twinpod.rpc.channel import CLIENT_OPTIONS, channel_credentials
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+CALL_TIMEOUT_S = 5.0
+_AWAY = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+}
+_BACKOFF_S = (0.2, 0.5, 1.0, 2.0)
+
+
+class _SecureClient(aetcd.Client):  # type: ignore[misc]  # aetcd has no types
+    """aetcd's client over a channel with TLS. Invariant: the stubs exist from the start; gRPC connects when it must."""
+
+    def __init__(self, endpoint: str, tls: Path, timeout_s: float) -> None:
+        host, _, port = endpoint.rpartition(":")
+        super().__init__(host=host, port=int(port), timeout=timeout_s)
+        self.channel = grpc.aio.secure_channel(endpoint, channel_credentials(tls), options=CLIENT_OPTIONS)
+        self.kvstub = rpc.KVStub(self.channel)
+        self.leasestub = rpc.LeaseStub(self.channel)
+        self.watchstub = rpc.WatchStub(self.channel)
+        self._connected.set()
+
+    async def close(self) -> None:
+        await self.channel.close(None)
+
+
+class EtcdStore:
+    """Life: made without I/O inside a running event loop; `close` when done.
+
+    endpoints: `host:port` of each member; tls: folder with ca.crt, tls.crt, tls.key of the platform's CA.
+    """
+
+    def __init__(self, endpoints: Sequence[str], tls: Path, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        assert endpoints, "etcd needs an endpoint"
+        self.endpoints, self._tls, self._timeout_s = tuple(endpoints), tls, timeout_s
+        self._clients: dict[str, _SecureClient] = {}
+        self._current = random.randrange(len(self.endpoints))  # members share the load
+
+    async def close(self) -> None:
+        """End all connections."""
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await client.close()
+
+    async def get(self, key: str) -> Entry | None:
+        """See Store."""
+        return _entry(found) if (found := await self._any(lambda client: client.get(key.encode()))) else None
+
+    async def list(self, prefix: str) -> tuple[Entry, ...]:
+        """See Store."""
+        found = await self._range(prefix)
+        return tuple(_entry(pair) for pair in found.kvs)
+
+    async def put(self, key: str, value: str, *, expect: int | None = None, lease_s: float | None = None) -> int:
+        """See Store. Each put with a lease makes a fresh one: the older ones hold no key any more and run out by
+        themselves.
+        """
+        data = checked(key, value)
+        lease = None if lease_s is None else (await self._any(lambda client: client.lease(max(1, round(lease_s))))).id
+        if expect is None:
+            written = await self._any(lambda client: client.put(key.encode(), data, lease=lease))
+            return int(written.header.revision)
+        found = await self.get(key)  # also moves to a member that lives
+        if (found.revision if found else 0) != expect:
+            raise _conflict(key, found.revision if found else 0, expect)
+        return await self._swap(key, data, expect, lease)
+
+    async def delete(self, key: str) -> bool:
+        """See Store."""
+        return await self._any(lambda client: client.delete(key.encode())) is not None
+
+    async def watch(self, prefix: str) -> AsyncIterator[Change]:
+        """See Store."""
+        seen: dict[str, Entry] = {}
+        failures = 0
+        while True:
+            try:
+                found = await self._range(prefix)
+                present = {entry.key: entry for entry in map(_entry, found.kvs)}
+                for change in differences(seen, present):
+                    yield change
+                seen, failures = present, 0
+                async for change in self._stream(prefix, found.header.revision + 1):
+                    if change.entry is None:
+                        seen.pop(change.key, None)
+                    else:
+                        seen[change.key] = change.entry
+                    yield change
+            except (Unreachable, grpc.RpcError) as error:
+                if not failures:
+                    log.warning("watch of %s interrupted, going on by itself: %s", prefix, error)
+            pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
+            failures += 1
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+
+    async def _swap(self, key: str, data: bytes, expect: int, lease: int | None) -> int:
+        """One transaction, to the current member only."""
+        client = self._client(self.endpoints[self._current])
+        same = client.transactions.mod(key.encode()) == expect
+        write = client.transactions.put(key.encode(), data, lease=lease)
+        request = rpc.TxnRequest(
+            compare=[same.build_message()],
+            success=client._ops_to_requests([write]),
+            failure=client._ops_to_requests([client.transactions.get(key.encode())]),
+        )
+        try:
+            answer = await client.kvstub.Txn(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            self._current = (self._current + 1) % len(self.endpoints)
+            raise self._unreachable(error) from error
+        if not answer.succeeded:
+            pairs = answer.responses[0].response_range.kvs
+            raise _conflict(key, pairs[0].mod_revision if pairs else 0, expect)
+        return int(answer.header.revision)
+
+    async def _range(self, prefix: str) -> Any:
+        """All pairs under the prefix with the revision at which they were read (aetcd's own type)."""
+        return await self._any(lambda client: client.get_prefix(prefix.encode(), sort_order="ascend"))
+
+    async def _stream(self, prefix: str, revision: int) -> AsyncIterator[Change]:
+        """Changes from `revision` on, until the stream breaks or was compacted away."""
+        create = rpc.WatchCreateRequest(
+            key=prefix.encode(), range_end=aetcd.utils.prefix_range_end(prefix.encode()), start_revision=revision
+        )
+        call = self._client(self.endpoints[self._current]).watchstub.Watch()
+        try:
+            await call.write(rpc.WatchRequest(create_request=create))
+            async for answer in call:
+                if answer.canceled:
+                    return
+                for event in answer.events:
+                    gone = event.type == rpc.Event.DELETE
+                    yield Change(key=event.kv.key.decode(), entry=None if gone else _entry(event.kv))
+        finally:
+            call.cancel()
+
+    async def _any(self, act: Callable[[_SecureClient], Awaitable[R]]) -> R:
+        """`act` with the current member, else with the next ones."""
+        last: Exception | None = None
+        for _ in self.endpoints:
+            try:
+                return await act(self._client(self.endpoints[self._current]))
+            except aetcd.exceptions.ClientError as error:
+                cause = error.__cause__ if isinstance(error.__cause__, grpc.RpcError) else None
+                if cause is None or cause.code() not in _AWAY:
+                    raise EnvironmentFault(f"etcd refused: {error}", where=self._where()) from error
+                last = cause
+                self._current = (self._current + 1) % len(self.endpoints)
+        assert last is not None
+        await self.close()  # new connections, with certificates read anew, for the next call
+        raise self._unreachable(last) from last
+
+    def _client(self, endpoint: str) -> _SecureClient:
+        if endpoint not in self._clients:
+            self._clients[endpoint] = _SecureClient(endpoint, self._tls, self._timeout_s)
+        return self._clients[endpoint]
+
+    def _where(self) -> str:
+        return "etcd at " + ", ".join(self.endpoints)
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        details = getattr(error, "details", lambda: str(error))() or type(error).__name__
+        return Unreachable(
+            f"no member answered within {self._timeout_s:g} s ({details})",
+            where=self._where(),
+            mend="start it again, or check its address and certificates; what runs goes on meanwhile",
+        )
+
+
+def _entry(pair: Any) -> Entry:
+    return Entry(key=pair.key.decode(), value=pair.value.decode(), revision=int(pair.mod_revision))
+
+
+def _conflict(key: str, found: int, expected: int) -> Conflict:
+    return Conflict(f"has revision {found}, not {expected}", where=key, mend="read it again")

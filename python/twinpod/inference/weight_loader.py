@@ -1,0 +1,114 @@
+"""SGLang's custom weight loader: `--custom-weight-loader twinpod.inference.weight_loader.load`.
+
+Theory of operation
+-------------------
+The half asks SGLang's `/update_weights_from_tensor` to load one tiny tensor, the UTF-8 bytes of `{"manifest": path,
+"digest": "xxh3:.."}` (standby op `payload`). SGLang hands it to `load` in every tensor-parallel rank. The manifest is a
+`WeightVersion` as JSON; its shards are arena files in shared memory, mapped read-only here; the tensors go to the
+model's own `load_weights`, which cuts them for the rank.
+
+Two things are proved on the way: the manifest is the one that was announced (the digest of its bytes), and every
+parameter was written: a few elements of each are set to NaN first and must be gone afterwards, for SGLang's models skip
+unknown names in silence. The bytes themselves are hashed by `weight_parts.verify`, apart, before the load: by the half
+that fetched them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from twinpod.errors import IntegrityError, ProtocolError
+from twinpod.inference.names import LOADER
+from twinpod.inference.weight_parts import EngineRank, WeightReader
+from twinpod.records.codec import loads
+from twinpod.records.weights import WeightVersion
+
+__all__ = ["load", "load_version", "read_manifest"]
+
+_MARKS = 256  # rows of a parameter that are marked before a load
+
+
+def load(model: torch.nn.Module, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """What SGLang calls. `named_tensors`: exactly one uint8 tensor, the note described above."""
+    tensors = list(named_tensors)
+    if len(tensors) != 1 or tensors[0][1].dtype != torch.uint8:
+        raise ProtocolError(
+            f"expected one uint8 tensor that names a manifest, found {len(tensors)} tensors", where=LOADER
+        )
+    note = json.loads(bytes(tensors[0][1].cpu().numpy()).decode())
+    load_version(model, read_manifest(note["manifest"], note["digest"]), engine_rank(model))
+
+
+def read_manifest(path: str, digest: str) -> WeightVersion:
+    """The version that a manifest file describes; IntegrityError unless `digest` is "xxh3:" + xxh3_64 of its bytes."""
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ProtocolError(
+            "the manifest does not exist", where=path, mend="stage the version before loading it"
+        ) from error
+    found = "xxh3:" + xxhash.xxh3_64_hexdigest(content)
+    if found != digest:
+        raise IntegrityError(
+            f"manifest: expected digest {digest}, found {found}", where=path, mend="stage the version again"
+        )
+    return loads(WeightVersion, content.decode())
+
+
+def engine_rank(model: torch.nn.Module) -> EngineRank:
+    """This process's place in SGLang's tensor parallelism."""
+    from sglang.srt.runtime_context import get_parallel
+
+    parallel = get_parallel()
+    config: Any = getattr(model, "config", None)
+    heads = getattr(config, "num_attention_heads", 1)
+    return EngineRank(
+        rank=parallel.tp_rank, size=parallel.tp_size, kv_heads=getattr(config, "num_key_value_heads", None) or heads
+    )
+
+
+def load_version(model: torch.nn.Module, version: WeightVersion, at: EngineRank) -> None:
+    """Give every tensor of `version` to `model.load_weights`; afterwards no parameter holds anything else."""
+    _mark(model)
+    reader = WeightReader(version)
+    try:
+        load_weights: Any = model.load_weights
+        load_weights(reader.tensors(at))
+    finally:
+        reader.close()
+    if missed := _still_marked(model):
+        raise ProtocolError(
+            f"{len(missed)} parameters of the engine were not (wholly) written, for instance {missed[0]}",
+            where=f"version {version.version}",
+            mend="check that trainer and engine have the same model configuration",
+        )
+
+
+def _marked_rows(parameter: torch.Tensor) -> torch.Tensor | None:
+    """First element of up to `_MARKS` rows, evenly spread, as a view to write through; None where there is no NaN."""
+    if not parameter.is_floating_point() or parameter.numel() == 0:
+        return None
+    flat = parameter.data if parameter.dim() == 1 else parameter.data.flatten(1)[:, 0]
+    return flat[:: max(1, flat.shape[0] // _MARKS)]
+
+
+def _mark(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        rows = _marked_rows(parameter)
+        if rows is not None:
+            rows.fill_(float("nan"))
+
+
+def _still_marked(model: torch.nn.Module) -> list[str]:
+    missed = []
+    for name, parameter in model.named_parameters():
+        rows = _marked_rows(parameter)
+        if rows is not None and bool(rows.isnan().any()):
+            missed.append(name)
+    return missed

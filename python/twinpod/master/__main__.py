@@ -1,0 +1,183 @@
+"""The master's process: `python -m twinpod.master`. Wiring only.
+
+Exit codes: 0 succeeded; 1 the machine lacks something; 2 wrong input; 3 a half, an engine or the weights failed: start again and it resumes;
+4 a newer master has taken over; 143 told to stop. What was committed is kept in every case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from twinpod.api import names
+from twinpod.api.environment import Environment, read_environment
+from twinpod.api.load import load_manifest
+from twinpod.api.model_folder import write_model_folder
+from twinpod.api.types import RLJob
+from twinpod.coordination.etcd import EtcdStore
+from twinpod.coordination.keys import Keys
+from twinpod.errors import EnvironmentFault, InputError, StaleEpoch, TwinpodError
+from twinpod.master import books_read as read
+from twinpod.master.board import Board
+from twinpod.master.books import Books
+from twinpod.master.conductor import Conductor, Parts
+from twinpod.master.crew import Crew
+from twinpod.master.desk import Desk
+from twinpod.master.halves import Halves
+from twinpod.master.health import Health
+from twinpod.master.progress import Reporter
+from twinpod.master.prompts import PromptSource
+from twinpod.master.rewards import Judge
+from twinpod.master.service import GrpcHalf, MasterService
+from twinpod.master.settings import identity_of, settings_of
+from twinpod.master.sinks import Shelf
+from twinpod.reward.choose import choose
+from twinpod.rpc.channel import listening_host, serve
+from twinpod.sampling.datasets import open_dataset
+from twinpod.sampling.tokens import Tokenizer, build_prompts
+from twinpod.sampling.uniform import Uniform
+from twinpod.telemetry import log as logs
+from twinpod.telemetry.prometheus import exposition
+from twinpod.telemetry.tensorboard import BoardFiles
+
+log = logging.getLogger("twinpod.master")
+
+EXIT_RETRY, EXIT_STALE, EXIT_STOPPED = 3, 4, 143
+
+
+def exit_code(error: TwinpodError) -> int:
+    """What a failure means for whoever starts the master again; see the module. Pure."""
+    if isinstance(error, InputError):
+        return error.exit_code
+    if isinstance(error, StaleEpoch):
+        return EXIT_STALE
+    if isinstance(error, EnvironmentFault) and not error.retryable:
+        return error.exit_code
+    return EXIT_RETRY
+
+
+async def run(job: RLJob, environment: Environment) -> int:
+    """Wire everything, conduct the run, let go of everything."""
+    tokenizer = Tokenizer(environment.model_folder)
+    dataset = open_dataset(job.spec.dataset, job.spec.seed)
+    prompts, held_out = build_prompts(dataset, job.spec.dataset.template, tokenizer)
+    reward = choose(job.spec.reward, dataset.verifier)
+    settings = settings_of(job, tokenizer.stop_ids)
+    host = listening_host(environment.address)
+    async with AsyncExitStack() as stack:
+        books = Books.open(environment.state, identity_of(job))
+        stack.callback(books.close)
+        if over(books, settings.iterations):
+            log.info("the run has succeeded before; nothing is left to do")
+            return 0
+        store = EtcdStore(environment.etcd, environment.etcd_tls)
+        stack.push_async_callback(store.close)
+        shelf = Shelf(books, stack.enter_context(ThreadPoolExecutor(1, "books")))
+        judge = Judge(
+            reward, tokenizer.decode, settings.repeat_penalty, stack.enter_context(ThreadPoolExecutor(1, "judge"))
+        )
+        board = Board(store, Keys(namespace=environment.namespace, job_uid=environment.job_uid), asyncio.sleep)
+        halves = Halves(lambda address: GrpcHalf(address, environment.tls), asyncio.sleep, time.monotonic)
+        crew = Crew(board, halves, asyncio.sleep, replicas=settings.hybrid_replicas)
+        desk = Desk(time.monotonic)
+        reporter = Reporter(board, shelf, time.time, settings.iterations)
+        curves = BoardFiles(environment.snapshots / "tensorboard")
+        stack.callback(curves.close)
+        health = Health(host, names.MASTER_HEALTH_PORT, lambda: metrics(job.metadata.name, reporter, environment.state))
+        health.start()
+        stack.callback(health.stop)
+        server = await serve([MasterService(desk)], f"{host}:{names.MASTER_PORT}", environment.tls)
+        stack.push_async_callback(server.stop, 1.0)
+        parts = Parts(
+            settings=settings,
+            shelf=shelf,
+            board=board,
+            crew=crew,
+            desk=desk,
+            source=PromptSource(prompts, held_out, Uniform(size=len(prompts), seed=settings.seed)),
+            judge=judge,
+            reporter=reporter,
+            snapshots=environment.snapshots,
+            committed=curves.write,
+            clock=time.monotonic,
+            wall=time.time,
+        )
+        return await conduct(Conductor(parts), reporter)
+
+
+async def conduct(conductor: Conductor, reporter: Reporter) -> int:
+    """Run to the end, or until SIGTERM; says in the books how it ended."""
+    loop = asyncio.get_running_loop()
+    work, telling = loop.create_task(conductor.run()), loop.create_task(reporter.tell_for_ever())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, work.cancel)
+    try:
+        await work
+    except asyncio.CancelledError:
+        log.info("told to stop; the same command goes on from the last commit")
+        await reporter.phase("stopped", state="Interrupted")
+        return EXIT_STOPPED
+    except TwinpodError as error:
+        code = exit_code(error)
+        log.error("the run stops", extra={"why": error.line(), "exit_code": code})  # noqa: TRY400  # one line, no traceback
+        if code != EXIT_STALE:
+            await reporter.phase(
+                "stopped", state="Interrupted" if code == EXIT_RETRY else "Failed", message=error.line()
+            )
+        print(f"twinpod.master: {error.line()}", file=sys.stderr)
+        return code
+    else:
+        return 0
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+
+
+def over(books: Books, iterations: int) -> bool:
+    """The run in these books has come to its end."""
+    done = read.iterations(books.connection)
+    return bool(done) and done[-1].iteration >= iterations and read.meta(books.connection, "state", "") == "Succeeded"
+
+
+def metrics(job: str, reporter: Reporter, state: Path) -> str:
+    """Prometheus text; counters are read over a connection of their own."""
+    db = read.open_read_only(state / "books.sqlite")
+    try:
+        return exposition(job, reporter.now, read.counters(db))
+    finally:
+        db.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """See the module for exit codes."""
+    parser = argparse.ArgumentParser(prog="twinpod.master", description="the central master of one job")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    parser.add_argument("--log-json", action="store_true", help="logs as JSON instead of logfmt")
+    asked = parser.parse_args(arguments)
+    try:
+        environment = read_environment()
+        logs.set_up(job=environment.job_name, pod=environment.pod, verbose=asked.verbose, as_json=asked.log_json)
+        job = load_manifest(environment.job_file)
+        environment.run.mkdir(parents=True, exist_ok=True)
+        environment.snapshots.mkdir(parents=True, exist_ok=True)
+        write_model_folder(job, environment.model_folder)
+        code = asyncio.run(run(job, environment))
+    except TwinpodError as error:
+        print(f"twinpod.master: {error.line()}", file=sys.stderr)
+        return exit_code(error)
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # a judge's thread that hangs must not keep a finished master alive

@@ -1,0 +1,418 @@
+"""The books: what survives the master. One SQLite database (WAL, synchronous FULL) in the state folder; one writer, held by a lock.
+
+Promises. Segments are on disk when `store` returns, and a repeated or foreign one changes nothing. An iteration commit is one transaction: the
+groups trained, the new version, the snapshot's name and the numbers stand together or not at all. `resume` gives back the newest commit
+whose snapshot exists; what was committed after it is rolled back in one transaction (design 8.4): its prompts are to be trained again, segments made
+by its versions leave the surviving line, and their trajectories go on from what is left of them.
+
+Life: `Books.open`, `begin_epoch`, `resume`, then writes; `close`. Methods block for a disk write: call them off the event loop. Reading is in
+`books_read`, the tables and their constraints in `books_schema`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from twinpod.errors import EnvironmentFault, InputError, StaleEpoch
+from twinpod.master import books_read as read
+from twinpod.master.books_schema import SCHEMA, SCHEMA_VERSION
+from twinpod.records import codec
+from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Trajectory
+from twinpod.records.run import IterationRecord, Progress
+
+FILE = "books.sqlite"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which job a folder belongs to: the parts of its spec that may not change between two starts, as JSON by name."""
+
+    job: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Where a run goes on."""
+
+    iteration: int  # last surviving commit; 0 at the beginning
+    version: int  # weights after it; 0 when no version was ever published
+    newest_version: int  # largest number ever used, given-up lines included; the next one must be larger
+    snapshot: str  # folder; empty: begin with initial weights
+    line: int
+    rolled_back: int  # commits given up now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What became of returned segments."""
+
+    accepted: tuple[Segment, ...]
+    repeats: int  # known already
+    refused: int  # of an unknown or given-up version, of a closed group, or out of order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """The verdict on one terminal trajectory. `reward` None: no judge could be reached, `masked` says why."""
+
+    trajectory_id: int
+    reward: float | None
+    correct: bool  # wholly right
+    masked: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationAnswer:
+    """One greedy answer to a held-out prompt."""
+
+    prompt_id: int
+    tokens: tuple[int, ...]
+    answer: str
+    reward: float | None
+    correct: bool
+    masked: str
+
+
+class Books:
+    """The writer. Invariant: `epoch` in the file equals ours, or every write raises StaleEpoch."""
+
+    def __init__(self, connection: sqlite3.Connection, folder: Path, lock: IO[str]) -> None:
+        self.connection, self.folder, self._lock = connection, folder, lock
+        self.epoch = int(read.meta(connection, "epoch", "0"))
+
+    @classmethod
+    def open(cls, folder: Path, identity: Identity) -> Books:
+        """Open or create. InputError: another job's folder or a newer schema. EnvironmentFault: another master has it, no room."""
+        lock = _lock(folder)
+        try:
+            connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=30)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            _create_or_check(connection, folder, identity)
+        except sqlite3.Error as error:
+            lock.close()
+            raise EnvironmentFault(
+                str(error), where=str(folder / FILE), mend="give the state folder room and a sound file system"
+            ) from error
+        except BaseException:
+            lock.close()
+            raise
+        return cls(connection, folder, lock)
+
+    def close(self) -> None:
+        """Let go of the file and its lock; nothing is pending."""
+        self.connection.close()
+        self._lock.close()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Write under this job epoch from now on. StaleEpoch when the file has seen a newer one."""
+        with self._transaction(check=False) as db:
+            newest = int(read.meta(db, "epoch", "0"))
+            if newest > epoch:
+                raise StaleEpoch(
+                    f"epoch {newest} has written here, this is epoch {epoch}", where=str(self.folder / FILE)
+                )
+            _set_meta(db, "epoch", str(epoch))
+        self.epoch = epoch
+
+    def resume(self, exists: Callable[[str], bool]) -> Resume:
+        """Roll back to the newest commit whose snapshot `exists`; see the module's promise."""
+        with self._transaction() as db:
+            commits = db.execute(
+                "SELECT iteration, snapshot FROM iterations WHERE rolled_back = 0 ORDER BY iteration DESC"
+            ).fetchall()
+            iteration, snapshot = next((row for row in commits if row[1] and exists(row[1])), (0, ""))
+            line = int(read.meta(db, "line", "1"))
+            if lost := sum(row[0] > iteration for row in commits):
+                line += 1
+                _set_meta(db, "line", str(line))
+                _roll_back(db, iteration)
+            newest = read.newest_version(db)
+            _count(db, "resumes", 1 if newest else 0)
+            version = read.surviving_version(db)
+        return Resume(
+            iteration=iteration, version=version, newest_version=newest, snapshot=snapshot, line=line, rolled_back=lost
+        )
+
+    def record_version(self, version: int, iteration: int, digest: str) -> None:
+        """A version that engines may answer with from now on; the same one may be recorded again."""
+        with self._transaction() as db:
+            _insert_version(db, version, iteration, self.epoch, digest)
+
+    def begin_groups(self, prompts: Sequence[tuple[Prompt, int]], size: int, iteration: int) -> tuple[Group, ...]:
+        """New open groups, one a (prompt, pass), each with `size` trajectories, whose ids are `group_id * size + j`."""
+        groups = []
+        with self._transaction() as db:
+            for prompt, number in prompts:
+                db.execute(
+                    "INSERT INTO prompts (prompt_id, text, answer, difficulty, tokens) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    (prompt.prompt_id, prompt.text, prompt.answer, prompt.difficulty, ints(prompt.tokens)),
+                )
+                row = db.execute(
+                    "INSERT INTO groups (prompt_id, pass, size, born, state) VALUES (?, ?, ?, ?, 'open')",
+                    (prompt.prompt_id, number, size, iteration),
+                )
+                group_id = int(row.lastrowid or 0)
+                ids = range(group_id * size, (group_id + 1) * size)
+                db.executemany(
+                    "INSERT INTO trajectories (trajectory_id, group_id) VALUES (?, ?)", [(one, group_id) for one in ids]
+                )
+                blank = tuple(Trajectory(trajectory_id=one, group_id=group_id, segments=(), reward=None) for one in ids)
+                groups.append(
+                    Group(
+                        group_id=group_id,
+                        epoch=number,
+                        prompt=prompt,
+                        born=iteration,
+                        state=GroupState.OPEN,
+                        trajectories=blank,
+                    )
+                )
+        return tuple(groups)
+
+    def store(self, segments: Iterable[Segment], iteration: int) -> Stored:
+        """Take segments that came back. Idempotent by (trajectory, index)."""
+        accepted: list[Segment] = []
+        repeats = refused = 0
+        with self._transaction() as db:
+            for segment in segments:
+                known, next_index, start = read.chain_end(db, segment)
+                if segment.index < next_index:
+                    repeats += 1
+                elif not known or segment.index > next_index or not segment.tokens:
+                    refused += 1
+                else:
+                    _insert_segment(db, segment, start, iteration)
+                    accepted.append(segment)
+            touched = {segment.trajectory_id for segment in accepted if segment.stop.terminal}
+            db.executemany(_FINISH_GROUP, [(one,) for one in touched])
+            _count(db, "segments_repeated", repeats)
+            _count(db, "segments_refused", refused)
+        return Stored(accepted=tuple(accepted), repeats=repeats, refused=refused)
+
+    def score(self, verdicts: Iterable[Scored]) -> None:
+        """Write verdicts on terminal trajectories."""
+        with self._transaction() as db:
+            rows = [(verdict.reward, verdict.correct, verdict.masked, verdict.trajectory_id) for verdict in verdicts]
+            db.executemany(
+                "UPDATE trajectories SET reward = ?, correct = ?, masked = ? WHERE trajectory_id = ? AND terminal = 1",
+                rows,
+            )
+            _count(db, "trajectories_masked", sum(bool(row[2]) for row in rows))
+
+    def drop(self, group_ids: Sequence[int], reason: str) -> None:
+        """Give groups up; their prompts may be begun again in the same pass. Counted under `groups_dropped_<reason>`."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE groups SET state = 'dropped' WHERE group_id = ? AND state IN ('open', 'finished')",
+                [(one,) for one in group_ids],
+            )
+            _count(db, f"groups_dropped_{reason}", len(group_ids))
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter."""
+        if by:
+            with self._transaction() as db:
+                _count(db, name, by)
+
+    def commit(self, record: IterationRecord, group_ids: Sequence[int], digest: str) -> None:
+        """One iteration, in one transaction: groups trained, the version after it, its numbers."""
+        with self._transaction() as db:
+            for group_id in group_ids:
+                (prompt_id, number) = db.execute(
+                    "SELECT prompt_id, pass FROM groups WHERE group_id = ?", (group_id,)
+                ).fetchone()
+                db.execute(
+                    "INSERT INTO trained (prompt_id, pass, group_id, iteration, line) VALUES (?, ?, ?, ?, ?)",
+                    (prompt_id, number, group_id, record.iteration, record.line),
+                )
+                db.execute("UPDATE groups SET state = 'trained' WHERE group_id = ?", (group_id,))
+                db.execute(_RECOUNT_PROMPT, (prompt_id,))
+            _insert_version(db, record.version, record.iteration, self.epoch, digest)
+            db.execute(_INSERT_ITERATION, read.iteration_row(record))
+
+    def record_evaluation(self, iteration: int, answers: Iterable[EvaluationAnswer]) -> None:
+        """Greedy answers to held-out prompts; those of an earlier attempt are replaced."""
+        rows = [(iteration, a.prompt_id, ints(a.tokens), a.answer, a.reward, a.correct, a.masked) for a in answers]
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def note(self, progress: Progress) -> None:
+        """Where the run stands, and its state."""
+        with self._transaction() as db:
+            _set_meta(db, "state", progress.state)
+            _set_meta(db, "progress", codec.dumps(progress))
+
+    @contextmanager
+    def _transaction(self, *, check: bool = True) -> Iterator[sqlite3.Connection]:
+        db = self.connection
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                newest = int(read.meta(db, "epoch", "0"))
+                if check and newest != self.epoch:
+                    raise StaleEpoch(
+                        f"epoch {newest} writes here now, this is epoch {self.epoch}", where=str(self.folder / FILE)
+                    )
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise EnvironmentFault(
+                str(error), where=str(self.folder / FILE), mend="give the state volume room; nothing was half-written"
+            ) from error
+
+
+def ints(tokens: Sequence[int]) -> bytes:
+    """Little-endian int32."""
+    return np.asarray(tokens, dtype="<i4").tobytes()
+
+
+def floats(logps: Sequence[float]) -> bytes:
+    """Little-endian float32."""
+    return np.asarray(logps, dtype="<f4").tobytes()
+
+
+_FINISH_GROUP = """
+UPDATE groups SET state = 'finished' WHERE state = 'open'
+AND group_id = (SELECT group_id FROM trajectories WHERE trajectory_id = ?)
+AND NOT EXISTS (SELECT 1 FROM trajectories t WHERE t.group_id = groups.group_id AND t.terminal = 0)
+"""
+_RECOUNT_PROMPT = """
+UPDATE prompts SET (times_trained, tries, reward_sum, right_count) = (
+    SELECT count(DISTINCT trained.rowid), count(t.reward), coalesce(sum(t.reward), 0), coalesce(sum(t.correct), 0)
+    FROM trained JOIN trajectories t USING (group_id) WHERE trained.prompt_id = prompts.prompt_id AND trained.rolled_back = 0
+) WHERE prompt_id = ?
+"""
+_INSERT_ITERATION = f"INSERT INTO iterations ({', '.join(read.ITERATION_COLUMNS)}) VALUES ({', '.join('?' * len(read.ITERATION_COLUMNS))})"
+
+
+def _lock(folder: Path) -> IO[str]:
+    """The folder's lock; it goes with the process, so a killed master leaves none behind."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "books.lock").open("a+")
+    except OSError as error:
+        raise EnvironmentFault(
+            error.strerror or str(error), where=str(folder), mend="make the state folder writable"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise EnvironmentFault(
+            f"another master (process {holder}) works in this folder",
+            where=str(folder),
+            mend="stop it, or choose another folder",
+        ) from error
+    lock.seek(0)
+    lock.truncate()
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _create_or_check(db: sqlite3.Connection, folder: Path, identity: Identity) -> None:
+    where = str(folder / FILE)
+    (found,) = db.execute("PRAGMA user_version").fetchone()
+    if found == 0:
+        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    elif found > SCHEMA_VERSION:
+        raise InputError(
+            f"was written by a newer Twinpod (schema {found}, this one knows {SCHEMA_VERSION})",
+            where=where,
+            mend="update Twinpod",
+        )
+    if read.meta(db, "identity", "") == "":
+        db.execute("BEGIN IMMEDIATE")
+        _set_meta(db, "job", identity.job)
+        _set_meta(db, "identity", json.dumps(dict(identity.fields), sort_keys=True))
+        db.execute("COMMIT")
+        return
+    stands: dict[str, str] = json.loads(read.meta(db, "identity", "{}"))
+    wanted = dict(identity.fields)
+    if differ := sorted(name for name in stands.keys() | wanted.keys() if stands.get(name) != wanted.get(name)):
+        raise InputError(
+            f"belongs to another run: job {read.meta(db, 'job', '?')!r} with another {', '.join(differ)}",
+            where=where,
+            mend="undo the change, or choose another folder",
+        )
+
+
+def _roll_back(db: sqlite3.Connection, iteration: int) -> None:
+    """Give up every commit after `iteration`, and every token that weights trained after it have made."""
+    prompts = db.execute(
+        "SELECT DISTINCT prompt_id FROM trained WHERE iteration > ? AND rolled_back = 0", (iteration,)
+    ).fetchall()
+    db.execute(
+        "UPDATE groups SET state = 'finished' WHERE group_id IN (SELECT group_id FROM trained WHERE iteration > ? AND rolled_back = 0)",
+        (iteration,),
+    )
+    db.execute("UPDATE trained SET rolled_back = 1 WHERE iteration > ?", (iteration,))
+    db.execute("UPDATE iterations SET rolled_back = 1 WHERE iteration > ?", (iteration,))
+    db.execute("UPDATE versions SET rolled_back = 1 WHERE iteration > ?", (iteration,))
+    db.executemany(_RECOUNT_PROMPT, prompts)
+    lost = "rolled_back = 0 AND version IN (SELECT version FROM versions WHERE rolled_back = 1)"
+    rewound = db.execute(f"SELECT DISTINCT trajectory_id FROM segments WHERE {lost}").fetchall()
+    db.execute(f"UPDATE segments SET rolled_back = 1 WHERE {lost}")
+    db.executemany(
+        "UPDATE trajectories SET terminal = 0, reward = NULL, correct = 0, masked = '', stop = coalesce("
+        "(SELECT s.stop FROM segments s WHERE s.trajectory_id = trajectories.trajectory_id AND s.rolled_back = 0 ORDER BY s.idx DESC LIMIT 1), '')"
+        " WHERE trajectory_id = ?",
+        rewound,
+    )
+    db.execute(
+        "UPDATE groups SET state = 'open' WHERE state = 'finished'"
+        " AND EXISTS (SELECT 1 FROM trajectories t WHERE t.group_id = groups.group_id AND t.terminal = 0)"
+    )
+    db.execute("DELETE FROM evaluations WHERE iteration > ?", (iteration,))
+
+
+def _insert_segment(db: sqlite3.Connection, segment: Segment, start: int, iteration: int) -> None:
+    db.execute(
+        "INSERT INTO segments (trajectory_id, idx, start, count, version, iteration, pod, stop, tokens, logps) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            segment.trajectory_id, segment.index, start, len(segment.tokens), segment.version, iteration, segment.pod, segment.stop.value,
+            ints(segment.tokens), floats(segment.logps),
+        ),
+    )  # fmt: skip
+    db.execute(
+        "UPDATE trajectories SET stop = ?, terminal = ? WHERE trajectory_id = ?",
+        (segment.stop.value, segment.stop.terminal, segment.trajectory_id),
+    )
+
+
+def _insert_version(db: sqlite3.Connection, version: int, iteration: int, epoch: int, digest: str) -> None:
+    db.execute(
+        "INSERT INTO versions (version, iteration, epoch, digest) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (version) DO UPDATE SET epoch = excluded.epoch, digest = excluded.digest",
+        (version, iteration, epoch, digest),
+    )
+
+
+def _count(db: sqlite3.Connection, name: str, by: int) -> None:
+    if by:
+        db.execute(
+            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET count = count + excluded.count",
+            (name, by),
+        )
+
+
+def _set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
+    db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value))

@@ -1,0 +1,80 @@
+"""The tables of the books, and the constraints that make double work impossible at the database itself.
+
+    one_live_group      a prompt has at most one living group a pass over the data set
+    one_training        a prompt is trained at most once a pass on the surviving line
+    one_segment         a trajectory has at most one surviving segment of each index
+    segments_join       a surviving segment begins where the ones before it end: no token is stored twice, none is missing
+    one_commit          an iteration is committed at most once on the surviving line
+
+Token ids are little-endian int32, log-probs little-endian float32, one after the other. `rolled_back` rows belong to a line that a resume gave up;
+they stay for the record and count for nothing.
+"""
+
+SCHEMA_VERSION = 1  # PRAGMA user_version
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE prompts (
+    prompt_id INTEGER PRIMARY KEY,
+    text TEXT NOT NULL, answer TEXT NOT NULL, difficulty REAL NOT NULL, tokens BLOB NOT NULL,
+    times_trained INTEGER NOT NULL DEFAULT 0,   -- on the surviving line, over all passes
+    tries INTEGER NOT NULL DEFAULT 0, reward_sum REAL NOT NULL DEFAULT 0, right_count INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE groups (
+    group_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    prompt_id INTEGER NOT NULL REFERENCES prompts, pass INTEGER NOT NULL,
+    size INTEGER NOT NULL, born INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('open', 'finished', 'trained', 'dropped', 'rolled-back'))
+);
+CREATE UNIQUE INDEX one_live_group ON groups (prompt_id, pass) WHERE state IN ('open', 'finished', 'trained');
+CREATE INDEX groups_by_state ON groups (state) WHERE state IN ('open', 'finished');
+CREATE TABLE trajectories (
+    trajectory_id INTEGER PRIMARY KEY,
+    group_id INTEGER NOT NULL REFERENCES groups,
+    stop TEXT NOT NULL DEFAULT '',              -- of the last segment; empty before the first
+    terminal INTEGER NOT NULL DEFAULT 0,
+    reward REAL,                                -- NULL until scored
+    correct INTEGER NOT NULL DEFAULT 0,         -- wholly right, by the reward's own word
+    masked TEXT NOT NULL DEFAULT ''             -- why no judge could score it; empty otherwise
+);
+CREATE INDEX trajectories_by_group ON trajectories (group_id);
+CREATE TABLE segments (
+    segment_id INTEGER PRIMARY KEY,
+    trajectory_id INTEGER NOT NULL REFERENCES trajectories,
+    idx INTEGER NOT NULL, start INTEGER NOT NULL, count INTEGER NOT NULL CHECK (count > 0),
+    version INTEGER NOT NULL, iteration INTEGER NOT NULL,
+    pod TEXT NOT NULL, stop TEXT NOT NULL,
+    tokens BLOB NOT NULL, logps BLOB NOT NULL,
+    rolled_back INTEGER NOT NULL DEFAULT 0,
+    CHECK (length(tokens) = 4 * count AND length(logps) = 4 * count)
+);
+CREATE UNIQUE INDEX one_segment ON segments (trajectory_id, idx) WHERE rolled_back = 0;
+CREATE TRIGGER segments_join BEFORE INSERT ON segments
+WHEN NEW.rolled_back = 0 AND NEW.start != (
+    SELECT coalesce(sum(count), 0) FROM segments WHERE trajectory_id = NEW.trajectory_id AND rolled_back = 0
+)
+BEGIN SELECT raise(ABORT, 'segment does not begin where the trajectory ends'); END;
+CREATE TABLE iterations (
+    id INTEGER PRIMARY KEY,
+    iteration INTEGER NOT NULL, line INTEGER NOT NULL, epoch INTEGER NOT NULL, version INTEGER NOT NULL, snapshot TEXT NOT NULL,
+    groups INTEGER NOT NULL, samples INTEGER NOT NULL, reward REAL, right REAL, length REAL,
+    tokens_generated INTEGER NOT NULL, tokens_trained INTEGER NOT NULL, loss REAL, weights_gap REAL, stats TEXT NOT NULL,
+    generate_s REAL NOT NULL, train_s REAL NOT NULL, weights_s REAL NOT NULL, switch_s REAL NOT NULL, snapshot_s REAL NOT NULL, other_s REAL NOT NULL,
+    committed_at REAL NOT NULL, rolled_back INTEGER NOT NULL DEFAULT 0
+);
+CREATE UNIQUE INDEX one_commit ON iterations (iteration) WHERE rolled_back = 0;
+CREATE TABLE trained (
+    prompt_id INTEGER NOT NULL, pass INTEGER NOT NULL, group_id INTEGER NOT NULL REFERENCES groups,
+    iteration INTEGER NOT NULL, line INTEGER NOT NULL, rolled_back INTEGER NOT NULL DEFAULT 0
+);
+CREATE UNIQUE INDEX one_training ON trained (prompt_id, pass) WHERE rolled_back = 0;
+CREATE TABLE versions (
+    version INTEGER PRIMARY KEY, iteration INTEGER NOT NULL, epoch INTEGER NOT NULL, digest TEXT NOT NULL,
+    rolled_back INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE counters (name TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE evaluations (
+    iteration INTEGER NOT NULL, prompt_id INTEGER NOT NULL, tokens BLOB NOT NULL, answer TEXT NOT NULL, reward REAL, correct INTEGER NOT NULL, masked TEXT NOT NULL,
+    PRIMARY KEY (iteration, prompt_id)
+) WITHOUT ROWID;
+"""

@@ -1,0 +1,421 @@
+"""The conductor: one run from its start to its end, one iteration after the other. Read `run`, then `_iterate`: they are the circle.
+
+    resume ─► serve ─► generate ─► rest ─► train ─► publish ∥ prepare ─► snapshot ─► commit ─► serve ...  ─► finish
+
+Promises. The order of a commit is snapshot (if due), books, etcd (design 8.4): a master killed anywhere resumes from the books with nothing lost
+and nothing done twice. Nothing here is remembered that the books do not know, except the shards of the newest version, which a resume publishes
+again. An error of a half ends the run with that error; who starts the master again resumes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from twinpod.checkpoint.versions import compose
+from twinpod.coordination.keys import VersionNote
+from twinpod.errors import ProtocolError, WeightsGapError
+from twinpod.master import books_read as read
+from twinpod.master.board import Board
+from twinpod.master.books import Books, Resume
+from twinpod.master.crew import Crew
+from twinpod.master.desk import Desk
+from twinpod.master.dispatch import Ended, Rules, WorkBuffer
+from twinpod.master.halves import Order
+from twinpod.master.progress import PhaseTimer, Reporter
+from twinpod.master.prompts import PromptSource
+from twinpod.master.rewards import Judge
+from twinpod.master.settings import MasterSettings
+from twinpod.master.sinks import EvaluationSink, Shelf, TrainingSink
+from twinpod.records import codec
+from twinpod.records.life import Verb
+from twinpod.records.rollout import GroupState
+from twinpod.records.run import IterationRecord
+from twinpod.records.training import Batch, TrainStats
+from twinpod.records.weights import ShardRecord, WeightVersion
+from twinpod.replay.policy import build_batch, choose, complete, too_old, usable
+
+log = logging.getLogger(__name__)
+
+EPOCH_TRIES = 60  # seconds that a start waits for etcd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything that the conductor conducts, wired in `__main__` and in tests."""
+
+    settings: MasterSettings
+    shelf: Shelf
+    board: Board
+    crew: Crew
+    desk: Desk
+    source: PromptSource
+    judge: Judge
+    reporter: Reporter
+    snapshots: Path
+    committed: Callable[[IterationRecord], None]  # told of every commit: curves for people
+    clock: Callable[[], float]  # monotonic seconds
+    wall: Callable[[], float]  # unix seconds
+
+
+class Conductor:
+    """Life: `run` once. Invariant: `_weights` are what the books' newest surviving version says."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._p = parts
+        self._s = parts.settings
+        self._epoch = 0
+        self._line = 1
+        self._weights: WeightVersion | None = None
+
+    async def run(self) -> None:
+        """From where the books stand to `Succeeded`."""
+        start = await self._take_over()
+        for iteration in range(start.iteration + 1, self._s.iterations + 1):
+            await self._iterate(iteration)
+        await self._finish()
+
+    # -- start
+
+    async def _take_over(self) -> Resume:
+        """Next epoch, books rolled back to their newest snapshot, weights into the trainer and out again."""
+        p = self._p
+        self._epoch = await p.board.take_epoch(p.shelf.books.epoch, EPOCH_TRIES)
+        p.desk.epoch = p.crew.epoch = self._epoch
+        await p.shelf.do(lambda books: books.begin_epoch(self._epoch))
+        resume = await p.shelf.do(lambda books: books.resume(lambda folder: Path(folder).is_dir()))
+        self._line = resume.line
+        log.info(
+            "resumes" if resume.newest_version else "begins",
+            extra={"iteration": resume.iteration, "rolled_back": resume.rolled_back},
+        )
+        p.reporter.history(await p.shelf.do(lambda books: read.iterations(books.connection)))
+        p.reporter.versions(self._epoch, resume.version)
+        await p.reporter.phase("start", iteration=resume.iteration + 1, state="Starting", waiting_for="pods")
+        await p.crew.gather(p.reporter.wait)
+        version = max(1, resume.version if resume.version == resume.newest_version else resume.newest_version + 1)
+        await p.reporter.phase("load", iteration=resume.iteration + 1, waiting_for="trainer")
+        argument = json.dumps({"snapshot": resume.snapshot, "version": version})
+        await p.crew.train(
+            Order(verb=Verb.ONLOAD, iteration=resume.iteration, version=version, argument=argument, mark="load")
+        )
+        await self._publish(PhaseTimer(p.clock), resume.iteration, version)
+        weights = self._need_weights()
+        await p.shelf.do(lambda books: books.record_version(version, resume.iteration, weights.digest))
+        await self._announce()
+        return resume
+
+    # -- one iteration
+
+    async def _iterate(self, iteration: int) -> None:
+        """The circle, once."""
+        timer = PhaseTimer(self._p.clock)
+        await self._serve(timer, iteration)
+        groups = await self._generate(timer, iteration)
+        await self._rest(timer, iteration)
+        batch = await self._batch(iteration, groups)
+        stats = None
+        if batch.samples:
+            stats = await self._train(timer, iteration, batch)
+            await self._publish(timer, iteration, batch.version + 1)
+        else:
+            log.warning(
+                "no group finished: nothing to train on, the same version goes on", extra={"iteration": iteration}
+            )
+            with timer.spend("switch"):
+                await self._p.crew.prepare(iteration)
+        snapshot = await self._snapshot(timer, iteration)
+        await self._commit(timer, iteration, batch, groups, stats, snapshot)
+
+    async def _serve(self, timer: PhaseTimer, iteration: int) -> None:
+        """Every engine takes the newest version; a hybrid pod that cannot ends the run, another is left behind."""
+        await self._p.reporter.phase("serve", iteration=iteration, waiting_for="engines")
+        with timer.spend("switch"):
+            loading = await self._p.crew.serve(self._need_weights(), iteration)
+        timer.move("switch", "weights", loading)
+
+    async def _generate(self, timer: PhaseTimer, iteration: int) -> tuple[int, ...]:
+        """The rollout phase; returns the groups that make the batch."""
+        p, s = self._p, self._s
+        await p.reporter.phase("generate", iteration=iteration, waiting_for="rollout workers")
+        with timer.spend("generate"):
+            await p.shelf.do(lambda books: _retire(books, iteration, s.max_segment_age))
+            sink = TrainingSink(p.shelf, p.judge, p.source, size=s.group_size, iteration=iteration)
+            for ended in await p.shelf.do(_left_unscored):
+                sink.judge((ended,))
+            await sink.drain()
+            buffer = WorkBuffer(
+                rules=self._rules(s.groups_per_iteration, s.groups_in_flight),
+                epoch=self._epoch,
+                iteration=iteration,
+                version=self._need_weights().version,
+            )
+            await p.shelf.do(lambda books: _lay_out(books, buffer, iteration))
+            async with p.crew.recruiting(self._need_weights(), iteration):
+                await p.desk.run(buffer, sink, p.crew.engines, p.reporter.groups)
+            await sink.drain()
+            return await p.shelf.do(lambda books: _choose(books, s.groups_per_iteration))
+
+    async def _rest(self, timer: PhaseTimer, iteration: int) -> None:
+        """Engines free what the trainer needs, then it takes its memory back."""
+        await self._p.reporter.phase("rest", waiting_for="engines")
+        with timer.spend("switch"):
+            await self._p.crew.rest(iteration)
+            if self._s.moves_memory:
+                await self._p.crew.train(Order(verb=Verb.ONLOAD, iteration=iteration))
+
+    async def _batch(self, iteration: int, group_ids: tuple[int, ...]) -> Batch:
+        groups = await self._p.shelf.do(lambda books: read.load_groups(books.connection, group_ids))
+        version = self._need_weights().version
+        return build_batch(
+            groups,
+            iteration=iteration,
+            version=version,
+            baseline=self._s.baseline,
+            tau=self._s.tau,
+            size=self._s.group_size,
+        )
+
+    async def _train(self, timer: PhaseTimer, iteration: int, batch: Batch) -> TrainStats:
+        """The training phase; WeightsGapError when the engine's log-probs are not the trainer's (design 8.11)."""
+        p = self._p
+        await p.reporter.phase("train", waiting_for="trainer")
+        p.desk.lay_batch(batch)
+        with timer.spend("train"):
+            reply = await p.crew.train(
+                Order(verb=Verb.TRAIN, iteration=iteration, version=batch.version, deadline_s=86_400)
+            )
+        p.desk.lay_batch(None)
+        stats = codec.loads(TrainStats, reply.detail)
+        if stats.weights_gap > self._s.weights_gap_limit:  # false for nan: no on-policy token
+            raise WeightsGapError(
+                f"mean |logp trainer - logp engine| is {stats.weights_gap:.3g} over {stats.on_policy_tokens} tokens, the limit is"
+                f" {self._s.weights_gap_limit:.3g}: the trainer holds version {batch.version}, the engines say {await p.crew.versions()}",
+                where=f"iteration {iteration}",
+            )
+        return stats
+
+    async def _publish(self, timer: PhaseTimer, iteration: int, version: int) -> None:
+        """The trainer writes the version; engines start meanwhile, on accelerators once its memory is away."""
+        p = self._p
+        await p.reporter.phase("publish", waiting_for="trainer")
+        order = Order(verb=Verb.PUBLISH, iteration=iteration, version=version)
+        overlapped = not self._s.moves_memory
+        with timer.spend("weights"):
+            preparing = p.crew.preparing(iteration) if overlapped else None
+            try:
+                reply = await p.crew.train(order)
+            except BaseException:
+                if preparing:
+                    preparing.cancel()
+                raise
+        shards = codec.loads(_Shards, f'{{"shards":{reply.detail}}}').shards
+        self._weights = compose(version, self._epoch, iteration, shards)
+        with timer.spend("switch"):
+            if preparing:
+                await preparing
+            else:
+                await p.crew.train(Order(verb=Verb.OFFLOAD, iteration=iteration))
+                await p.crew.prepare(iteration)
+
+    async def _snapshot(self, timer: PhaseTimer, iteration: int) -> str:
+        """A durable snapshot when one is due; its folder, or "". The books name it before anyone relies on it."""
+        if iteration % self._s.snapshot_every and iteration != self._s.iterations:
+            return ""
+        await self._p.reporter.phase("snapshot", waiting_for="trainer")
+        folder = str(self._p.snapshots / f"iteration-{iteration:06d}-epoch-{self._epoch}")
+        with timer.spend("snapshot"):
+            await self._p.crew.train(Order(verb=Verb.SNAPSHOT, iteration=iteration, argument=folder, deadline_s=3600))
+        return folder
+
+    async def _commit(
+        self,
+        timer: PhaseTimer,
+        iteration: int,
+        batch: Batch,
+        groups: tuple[int, ...],
+        stats: TrainStats | None,
+        snapshot: str,
+    ) -> None:
+        """Books in one transaction, then etcd; snapshots that no resume will ask for are removed."""
+        p = self._p
+        await p.reporter.phase("commit")
+        weights = self._need_weights()
+        blank = IterationRecord(
+            iteration=iteration,
+            line=self._line,
+            epoch=self._epoch,
+            version=weights.version,
+            snapshot=snapshot,
+            groups=len(groups),
+            samples=len(batch.samples),
+            reward=_mean([sample.reward for sample in batch.samples]),
+            right=math.nan,
+            length=_mean([float(len(sample.response_tokens)) for sample in batch.samples]),
+            tokens_generated=0,
+            tokens_trained=stats.tokens if stats else 0,
+            loss=stats.loss if stats else math.nan,
+            weights_gap=stats.weights_gap if stats else math.nan,
+            stats=codec.dumps(stats) if stats else "",
+            seconds=timer.seconds(),
+            committed_at=p.wall(),
+            rolled_back=False,
+        )
+
+        def act(books: Books) -> IterationRecord:
+            db = books.connection
+            record = replace(
+                blank, right=read.right_share(db, groups), tokens_generated=read.generated_in(db, iteration)
+            )
+            books.commit(record, groups, weights.digest)
+            return record
+
+        record = await p.shelf.do(act)
+        p.reporter.history([*p.reporter.done, record])
+        await asyncio.to_thread(p.committed, record)
+        await self._announce()
+        log.info(
+            "iteration committed",
+            extra={
+                "iteration": iteration,
+                "version": weights.version,
+                "reward": record.reward,
+                "right": record.right,
+                "seconds": record.seconds.total,
+            },
+        )
+        if snapshot:
+            _prune(
+                p.snapshots,
+                {
+                    Path(snapshot).name,
+                    *(
+                        Path(one.snapshot).name
+                        for one in p.reporter.done[:-1][-self._s.snapshot_every :]
+                        if one.snapshot
+                    ),
+                },
+            )
+
+    async def _announce(self) -> None:
+        weights = self._need_weights()
+        owners = tuple(sorted({shard.address for shard in weights.shards}))
+        note = VersionNote(
+            version=weights.version,
+            epoch=self._epoch,
+            iteration=weights.iteration,
+            digest=weights.digest,
+            owners=owners,
+        )
+        await self._p.board.publish_version(note)
+        self._p.reporter.versions(self._epoch, weights.version)
+
+    # -- the end
+
+    async def _finish(self) -> None:
+        """Export, evaluate on held-out prompts, let the halves go, close the books."""
+        p, last = self._p, self._s.iterations
+        await p.reporter.phase("export", iteration=last + 1, state="Finishing", waiting_for="trainer")
+        if p.source.held_out:
+            await self._evaluate(last + 1)
+        if self._s.moves_memory:
+            await p.crew.rest(last + 1)
+            await p.crew.train(Order(verb=Verb.ONLOAD, iteration=last + 1))
+        order = Order(verb=Verb.EXPORT, iteration=last + 1, argument=str(p.snapshots / "export"), deadline_s=3600)
+        await p.crew.train(order)
+        await p.reporter.phase("done", state="Succeeded")
+        await p.reporter.tell()
+        await p.crew.dismiss(last + 1)
+
+    async def _evaluate(self, iteration: int) -> None:
+        """Greedy answers to the held-out prompts, by the way that rollouts take."""
+        p = self._p
+        sink = EvaluationSink(p.judge, p.source.held_out)
+        await p.reporter.phase("evaluate", waiting_for="engines")
+        await p.crew.serve(self._need_weights(), iteration)
+        rules = self._rules(len(sink.groups), len(sink.groups))
+        greedy = replace(rules.sampling, temperature=0.0, top_p=1.0, segment_tokens=rules.sampling.max_tokens)
+        buffer = WorkBuffer(
+            rules=replace(rules, sampling=greedy),
+            epoch=self._epoch,
+            iteration=iteration,
+            version=self._need_weights().version,
+        )
+        for group in sink.groups:
+            buffer.admit(group, {})
+        await p.desk.run(buffer, sink, p.crew.engines, p.reporter.groups)
+        await sink.drain()
+        await p.shelf.do(lambda books: books.record_evaluation(iteration - 1, sink.answers))
+        right = sum(answer.correct for answer in sink.answers) / len(sink.answers) if sink.answers else math.nan
+        log.info("evaluated", extra={"prompts": len(sink.answers), "right": right})
+        await p.crew.rest(iteration)
+
+    def _rules(self, wanted: int, in_flight: int) -> Rules:
+        return Rules(wanted=wanted, in_flight=in_flight, sampling=self._s.sampling, seed=self._s.seed)
+
+    def _need_weights(self) -> WeightVersion:
+        if self._weights is None:
+            raise ProtocolError("no version was published yet", where="master")
+        return self._weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shards:
+    shards: tuple[ShardRecord, ...]
+
+
+def _retire(books: Books, iteration: int, most: int) -> None:
+    """Groups with a segment that is too old are given up; their prompts come again."""
+    held = read.held(books.connection)
+    if old := [one.group_id for one in held if too_old(one.oldest, iteration, most)]:
+        books.drop(old, "too_old")
+
+
+def _left_unscored(books: Books) -> tuple[Ended, ...]:
+    """Terminal trajectories without verdict, left by a master that was killed."""
+    db = books.connection
+    ids = set(read.unscored(db))
+    return tuple(
+        Ended(trajectory_id=one.trajectory_id, prompt=group.prompt, tokens=one.tokens, stop=one.segments[-1].stop)
+        for group in (read.groups_in(db, (GroupState.OPEN, GroupState.FINISHED)) if ids else ())
+        for one in group.trajectories
+        if one.trajectory_id in ids
+    )
+
+
+def _lay_out(books: Books, buffer: WorkBuffer, iteration: int) -> None:
+    """Open groups into slots, with what they have spent in this iteration already; finished ones are counted."""
+    db = books.connection
+    _drop_unusable(books)
+    buffer.finished = sum(complete(one) and usable(one) for one in read.held(db))
+    spent = read.spent_in(db, iteration)
+    for group in read.groups_in(db, (GroupState.OPEN,)):
+        buffer.admit(group, spent)
+
+
+def _choose(books: Books, wanted: int) -> tuple[int, ...]:
+    _drop_unusable(books)
+    return choose(read.held(books.connection), wanted)
+
+
+def _drop_unusable(books: Books) -> None:
+    """Complete groups that no judge could score: given up, counted."""
+    if lost := [one.group_id for one in read.held(books.connection) if complete(one) and not usable(one)]:
+        books.drop(lost, "masked")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _prune(folder: Path, keep: set[str]) -> None:
+    """Remove snapshots that were replaced."""
+    for old in folder.glob("iteration-*-epoch-*"):
+        if old.name not in keep:
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,209 @@
+"""The desk: where rollout workers ask for work and hand it in. It runs one `WorkBuffer` at a time and holds the batch for the trainer.
+
+Theory of operation. `run` lays a buffer on the desk and returns when it is done. Meanwhile `pull` answers workers (items, `cut`, or nothing after
+their wait) and `give` takes results: first the sink stores them, then the buffer learns what was new, so that nothing counts before it
+is durable. Whoever changes the buffer wakes the others. A worker says what it holds with every pull: what it should hold and does not was lost
+on the way and is handed out again; so is what a silent worker holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twinpod.errors import EngineFault, StaleEpoch, Unreachable
+from twinpod.master.dispatch import Ended, WorkBuffer
+from twinpod.records.rollout import Group, Segment, WorkItem, WorkResult
+from twinpod.records.training import Batch
+
+log = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """What becomes of a phase's work."""
+
+    async def begin(self, count: int) -> Sequence[Group]:
+        """Fresh groups for free slots; fewer when there are none."""
+        ...
+
+    async def store(self, results: Sequence[WorkResult]) -> Sequence[Segment]:
+        """Make results durable; returns the segments that are new."""
+        ...
+
+    def judge(self, ended: Sequence[Ended]) -> None:
+        """Have terminal trajectories scored, in the background."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long the desk waits, in seconds."""
+
+    silent_worker_s: float = 45.0  # longer than a worker's longest pull
+    cut_s: float = 60.0  # to give back what was cut
+    stall_s: float = 900.0  # without any result while work is to be done
+    tick_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """Answer to a pull."""
+
+    epoch: int
+    iteration: int
+    version: int
+    cut: bool
+    items: tuple[WorkItem, ...]
+
+
+@dataclass(slots=True)
+class _Phase:
+    buffer: WorkBuffer
+    sink: Sink
+    engines: int
+    last_result: float
+
+
+class Desk:
+    """Life: as long as the master; `epoch` is set once it is known. One phase at a time."""
+
+    def __init__(self, clock: Callable[[], float], patience: Patience | None = None) -> None:
+        self.epoch = 0
+        self._clock, self._patience = clock, patience or Patience()
+        self._phase: _Phase | None = None
+        self._batch: Batch | None = None
+        self._changed = asyncio.Event()
+        self._filling = asyncio.Lock()
+        self._iteration = 0
+
+    async def run(self, buffer: WorkBuffer, sink: Sink, engines: int, tell: Callable[[int, int], None]) -> None:
+        """One rollout phase, to its end. `tell`: finished and wanted groups. Unreachable when no worker gets anything done, EngineFault when all that came were failures."""
+        assert self._phase is None, "one phase at a time"
+        self._phase = phase = _Phase(buffer=buffer, sink=sink, engines=engines, last_result=self._clock())
+        self._iteration = buffer.iteration
+        closed_at: float | None = None
+        try:
+            buffer.settle()
+            self._wake()
+            while not buffer.done:
+                await self._wait(self._patience.tick_s)
+                now = self._clock()
+                tell(buffer.finished, buffer.rules.wanted)
+                if lost := buffer.lose_silent(now, self._patience.silent_worker_s):
+                    log.warning("items lost with their worker", extra={"items": lost})
+                    self._wake()
+                if buffer.closing:
+                    closed_at = closed_at or now
+                    if now - closed_at > self._patience.cut_s:
+                        log.warning("cut work was not returned", extra={"items": buffer.lose_all()})
+                elif now - phase.last_result > self._patience.stall_s:
+                    raise Unreachable(
+                        f"no result for {self._patience.stall_s:.0f} s",
+                        where="rollout workers",
+                        mend="see the inference containers' logs",
+                    )
+        finally:
+            self._phase = None
+            self._wake()
+        if buffer.failures and not buffer.tokens and not buffer.finished:
+            raise EngineFault(
+                f"all {buffer.failures} work items failed", where="rollout workers", mend="see the engines' logs"
+            )
+
+    async def pull(
+        self, worker: str, epoch: int, version: int, capacity: int, wait_s: float, holding: Sequence[str]
+    ) -> Pulled:
+        """Answer a worker within `wait_s` seconds. StaleEpoch when the worker has seen a newer master than us."""
+        if epoch > self.epoch > 0:
+            raise StaleEpoch(f"worker {worker} has seen epoch {epoch}, this is epoch {self.epoch}", where="master")
+        until = self._clock() + wait_s
+        if self._phase and self._phase.buffer.reclaim(worker, holding):
+            log.warning("items lost on the way", extra={"worker": worker})
+            self._wake()
+        while True:
+            changed = self._changed
+            if (answer := await self._answer(worker, version, capacity)) is not None:
+                return answer
+            left = until - self._clock()
+            if left <= 0 or not await _happens(changed, left):
+                return self._pulled(cut=False, items=())
+
+    async def give(self, epoch: int, results: Sequence[WorkResult]) -> int:
+        """Take results, of older epochs too (what is stored already, or belongs to a given-up line, is refused there). Returns segments stored.
+
+        Work of a phase that is over is kept when the books can still use it.
+        """
+        if epoch > self.epoch > 0:
+            raise StaleEpoch(f"results of epoch {epoch}, this is epoch {self.epoch}", where="master")
+        phase = self._phase
+        if phase is None:
+            raise Unreachable("no rollout phase is open", where="master", mend="give it again with the next one")
+        stored = await phase.sink.store(results)
+        now = self._clock()
+        fresh = {(segment.trajectory_id, segment.index): segment for segment in stored}
+        for result in results:
+            mine = [
+                segment for segment in (fresh.pop((s.trajectory_id, s.index), None) for s in result.segments) if segment
+            ]
+            taken = phase.buffer.returned(result, mine, now)
+            if taken.ended:
+                phase.sink.judge(taken.ended)
+            if result.failed:
+                log.warning(
+                    "work item failed", extra={"item": result.item_id, "worker": result.worker, "why": result.failed}
+                )
+        phase.last_result = now
+        self._wake()
+        return len(stored)
+
+    def lay_batch(self, batch: Batch | None) -> None:
+        """The batch that the trainer may fetch from now on."""
+        self._batch = batch
+
+    def batch(self, epoch: int, iteration: int) -> Batch:
+        """The batch of an iteration. StaleEpoch when the trainer belongs to another master."""
+        if epoch != self.epoch:
+            raise StaleEpoch(f"batch asked for in epoch {epoch}, this is epoch {self.epoch}", where="master")
+        if self._batch is None or self._batch.iteration != iteration:
+            raise Unreachable(f"there is no batch of iteration {iteration} now", where="master")
+        return self._batch
+
+    async def _answer(self, worker: str, version: int, capacity: int) -> Pulled | None:
+        phase = self._phase
+        if phase is None:
+            return None
+        buffer = phase.buffer
+        buffer.heard(worker, self._clock())
+        if buffer.closing:
+            return self._pulled(cut=True, items=()) if buffer.held_by(worker) else None
+        if version != buffer.version or capacity <= 0:
+            return None
+        async with self._filling:
+            if room := buffer.room():
+                for group in await phase.sink.begin(room):
+                    buffer.admit(group, {})
+        items = buffer.take(worker, capacity, phase.engines, self._clock())
+        return self._pulled(cut=False, items=items) if items else None
+
+    def _pulled(self, *, cut: bool, items: tuple[WorkItem, ...]) -> Pulled:
+        version = self._phase.buffer.version if self._phase else 0
+        return Pulled(epoch=self.epoch, iteration=self._iteration, version=version, cut=cut, items=items)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _wait(self, seconds: float) -> None:
+        await _happens(self._changed, seconds)
+
+
+async def _happens(event: asyncio.Event, within_s: float) -> bool:
+    try:
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

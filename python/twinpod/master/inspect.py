@@ -1,0 +1,152 @@
+"""Reads a running or finished run from its database alone, over a connection that cannot write."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from twinpod.master import books_read as read
+from twinpod.master.books import FILE
+from twinpod.records import codec
+from twinpod.records.run import (
+    IterationRecord,
+    NamedCount,
+    PhaseSeconds,
+    Progress,
+    RunReport,
+    VersionRecord,
+)
+
+LAST = 5
+
+
+def inspect(folder: Path) -> RunReport:
+    """The report of a run. `folder`: the run's own (with `state/`) or the state folder. InputError when it has no books."""
+    file = folder / "state" / FILE if (folder / "state" / FILE).exists() else folder / FILE
+    with contextlib.closing(read.open_read_only(file)) as db:
+        db.execute("BEGIN")  # one moment for all numbers
+        return report(db)
+
+
+def to_json(run: RunReport) -> str:
+    """The report as JSON; numbers that are unknown are null."""
+    return json.dumps(_null_for_nan(codec.plain(run)), indent=2)
+
+
+def report(db: sqlite3.Connection) -> RunReport:
+    """All numbers, from one connection."""
+    done = read.iterations(db)
+    progress = read.meta(db, "progress", "")
+    return RunReport(
+        job=read.meta(db, "job", ""),
+        state=read.meta(db, "state", "unknown"),
+        epoch=int(read.meta(db, "epoch", "0")),
+        line=int(read.meta(db, "line", "1")),
+        iterations_committed=len(done),
+        iterations_rolled_back=_number(db, "SELECT count(*) FROM iterations WHERE rolled_back = 1"),
+        resumes=_number(db, "SELECT coalesce(sum(count), 0) FROM counters WHERE name = 'resumes'"),
+        reward_last_5=_last(done, [one.reward for one in done]),
+        right_last_5=_last(done, [one.right for one in done]),
+        trajectories=_counts(db, _TRAJECTORY_STATES),
+        groups=_counts(db, "SELECT state, count(*) FROM groups GROUP BY state ORDER BY state"),
+        prompts_trained=_number(db, "SELECT count(DISTINCT prompt_id) FROM trained WHERE rolled_back = 0"),
+        prompts_by_times_trained=_counts(db, _TIMES_TRAINED),
+        trained_twice_in_a_pass=_number(db, _TRAINED_TWICE),
+        segments=_number(db, "SELECT count(*) FROM segments WHERE rolled_back = 0"),
+        tokens=_number(db, "SELECT coalesce(sum(count), 0) FROM segments WHERE rolled_back = 0"),
+        trajectories_spanning_versions=_number(db, f"SELECT count(*) FROM ({_SPANS}) WHERE versions >= 2"),
+        trajectories_by_versions=_counts(
+            db, f"SELECT versions, count(*) FROM ({_SPANS}) GROUP BY versions ORDER BY versions"
+        ),
+        duplicate_tokens=_number(db, _DUPLICATE_TOKENS),
+        chains_broken=_number(db, _CHAINS_BROKEN),
+        versions=_versions(db),
+        counters=_counts(db, "SELECT name, count FROM counters ORDER BY name"),
+        seconds=_sum_seconds(done),
+        iterations=done,
+        evaluations=read.evaluations(db),
+        progress=codec.loads(Progress, progress) if progress else None,
+    )
+
+
+_TRAJECTORY_STATES = """
+SELECT CASE
+    WHEN g.state = 'dropped' THEN 'dropped'
+    WHEN g.state = 'trained' AND t.masked != '' THEN 'masked'
+    WHEN g.state = 'trained' THEN 'trained'
+    WHEN t.terminal = 1 THEN 'finished'
+    WHEN t.stop != '' THEN 'saved'
+    ELSE 'begun' END AS state, count(*)
+FROM trajectories t JOIN groups g USING (group_id) GROUP BY 1 ORDER BY 1
+"""
+_TIMES_TRAINED = """
+SELECT times, count(*) FROM (SELECT count(*) AS times FROM trained WHERE rolled_back = 0 GROUP BY prompt_id) GROUP BY times ORDER BY times
+"""
+_TRAINED_TWICE = """
+SELECT count(*) FROM (SELECT 1 FROM trained WHERE rolled_back = 0 GROUP BY prompt_id, pass HAVING count(*) > 1)
+"""
+_SPANS = "SELECT count(DISTINCT version) AS versions FROM segments WHERE rolled_back = 0 GROUP BY trajectory_id"
+# Counted anew from the segments' own places, not taken from the constraints that should make it 0.
+_DUPLICATE_TOKENS = """
+SELECT coalesce(sum(max(0, min(a.start + a.count, b.start + b.count) - max(a.start, b.start))), 0)
+FROM segments a JOIN segments b ON a.trajectory_id = b.trajectory_id AND a.segment_id < b.segment_id
+WHERE a.rolled_back = 0 AND b.rolled_back = 0
+"""
+_CHAINS_BROKEN = """
+SELECT count(*) FROM (
+    SELECT 1 FROM segments WHERE rolled_back = 0 GROUP BY trajectory_id
+    HAVING min(idx) != 0 OR max(idx) != count(*) - 1 OR min(start) != 0 OR max(start + count) != sum(count)
+)
+"""
+
+
+def _versions(db: sqlite3.Connection) -> tuple[VersionRecord, ...]:
+    rows = db.execute(
+        "SELECT v.version, v.iteration, v.epoch, v.digest, v.rolled_back, count(s.segment_id), coalesce(sum(s.count), 0)"
+        " FROM versions v LEFT JOIN segments s ON s.version = v.version AND s.rolled_back = 0 GROUP BY v.version ORDER BY v.version"
+    )
+    return tuple(
+        VersionRecord(
+            version=version,
+            iteration=iteration,
+            epoch=epoch,
+            digest=digest,
+            rolled_back=bool(gone),
+            segments=segments,
+            tokens=tokens,
+        )
+        for version, iteration, epoch, digest, gone, segments, tokens in rows
+    )
+
+
+def _counts(db: sqlite3.Connection, query: str) -> tuple[NamedCount, ...]:
+    return tuple(NamedCount(name=str(name), count=int(count)) for name, count in db.execute(query))
+
+
+def _number(db: sqlite3.Connection, query: str) -> int:
+    return int(db.execute(query).fetchone()[0])
+
+
+def _last(done: Sequence[IterationRecord], values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)][-LAST:]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _sum_seconds(done: Sequence[IterationRecord]) -> PhaseSeconds:
+    return PhaseSeconds(
+        **{part.name: sum(getattr(one.seconds, part.name) for one in done) for part in fields(PhaseSeconds)}
+    )
+
+
+def _null_for_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null_for_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_null_for_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

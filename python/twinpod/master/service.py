@@ -1,0 +1,69 @@
+"""The master's gRPC service: messages in, the desk's answers out. Nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from twinpod.errors import Unreachable
+from twinpod.master.desk import Desk
+from twinpod.records.life import Command, Reply
+from twinpod.rpc.channel import ask, client_channel
+from twinpod.rpc.convert import batch_to_parts, command_to_pb, reply_from_pb, work_item_to_pb, work_result_from_pb
+from twinpod.rpc.v1 import half_pb2_grpc, master_pb2, master_pb2_grpc
+
+LONGEST_PULL_S = 20.0
+
+
+class MasterService(master_pb2_grpc.MasterServicer):
+    """Served on :7400. Before the master has its epoch every call is Unreachable, which callers repeat."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def PullWork(self, request: master_pb2.PullRequest, context: Any) -> master_pb2.WorkBatch:
+        """Long poll for work."""
+        self._begun()
+        wait = min(request.wait_s, LONGEST_PULL_S)
+        pulled = await self._desk.pull(
+            request.worker, request.epoch, request.version, request.capacity, wait, tuple(request.holding)
+        )
+        return master_pb2.WorkBatch(
+            epoch=pulled.epoch,
+            iteration=pulled.iteration,
+            version=pulled.version,
+            cut=pulled.cut,
+            items=[work_item_to_pb(item) for item in pulled.items],
+        )
+
+    async def ReturnWork(self, request: master_pb2.ReturnRequest, context: Any) -> master_pb2.ReturnReply:
+        """Stored when it answers."""
+        self._begun()
+        results = [work_result_from_pb(result) for result in request.results]
+        return master_pb2.ReturnReply(stored=await self._desk.give(request.epoch, results))
+
+    async def FetchBatch(self, request: master_pb2.BatchRequest, context: Any) -> AsyncIterator[master_pb2.BatchPart]:
+        """The batch of the iteration under way."""
+        self._begun()
+        for part in batch_to_parts(self._desk.batch(request.epoch, request.iteration)):
+            yield part
+
+    def _begun(self) -> None:
+        if self._desk.epoch == 0:
+            raise Unreachable("the master has no job epoch yet", where="master")
+
+
+class GrpcHalf:
+    """HalfPort over gRPC."""
+
+    def __init__(self, address: str, tls: Path) -> None:
+        self._address = address
+        self._stub: Any = half_pb2_grpc.HalfStub(client_channel(address, tls))  # type: ignore[no-untyped-call]  # generated code
+
+    async def execute(self, command: Command) -> Reply:
+        """See HalfPort."""
+        where = f"{self._address} {command.verb.value}"
+        return reply_from_pb(
+            await ask(self._stub.Execute, command_to_pb(command), timeout=command.deadline_s, where=where)
+        )

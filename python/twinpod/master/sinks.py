@@ -1,0 +1,123 @@
+"""What becomes of a phase's work: training phases go into the books, evaluations are kept until they are complete."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from twinpod.master.books import Books, EvaluationAnswer, Scored
+from twinpod.master.dispatch import Ended
+from twinpod.master.prompts import PromptSource
+from twinpod.master.rewards import Judge
+from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Trajectory, WorkResult
+
+T = TypeVar("T")
+
+
+class Shelf:
+    """The books off the event loop: one thread, so that one call follows another."""
+
+    def __init__(self, books: Books, executor: Executor) -> None:
+        self.books, self._executor = books, executor
+
+    async def do(self, act: Callable[[Books], T]) -> T:
+        """Run `act` with the books in their thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, act, self.books)
+
+
+class _Scoring:
+    """Judging in the background; `drain` waits for all of it and raises its first error."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def judge(self, ended: Sequence[Ended]) -> None:
+        """See Sink."""
+        self._tasks.add(asyncio.create_task(self._score(ended)))
+
+    async def drain(self) -> None:
+        """Return when every verdict is in."""
+        while self._tasks:
+            tasks, self._tasks = self._tasks, set()
+            await asyncio.gather(*tasks)
+
+    async def _score(self, ended: Sequence[Ended]) -> None:
+        await self._keep(ended, await self._judge.score(ended))
+
+    async def _keep(self, ended: Sequence[Ended], verdicts: Sequence[Scored]) -> None:
+        raise NotImplementedError
+
+
+class TrainingSink(_Scoring):
+    """Segments and verdicts into the books, fresh groups from the prompt source."""
+
+    def __init__(self, shelf: Shelf, judge: Judge, source: PromptSource, *, size: int, iteration: int) -> None:
+        super().__init__(judge)
+        self._shelf, self._source, self._size, self._iteration = shelf, source, size, iteration
+
+    async def begin(self, count: int) -> Sequence[Group]:
+        """See Sink."""
+
+        def act(books: Books) -> tuple[Group, ...]:
+            return books.begin_groups(self._source.next(books.connection, count), self._size, self._iteration)
+
+        return await self._shelf.do(act)
+
+    async def store(self, results: Sequence[WorkResult]) -> Sequence[Segment]:
+        """See Sink."""
+        segments = [segment for result in results for segment in result.segments]
+        refused = sum(result.refused_versions for result in results)
+
+        def act(books: Books) -> tuple[Segment, ...]:
+            books.count("versions_refused", refused)
+            return books.store(segments, self._iteration).accepted
+
+        return await self._shelf.do(act)
+
+    async def _keep(self, ended: Sequence[Ended], verdicts: Sequence[Scored]) -> None:
+        await self._shelf.do(lambda books: books.score(verdicts))
+
+
+class EvaluationSink(_Scoring):
+    """Answers to held-out prompts. Groups of one, with negative ids, so that nothing else takes them for its own."""
+
+    def __init__(self, judge: Judge, prompts: Sequence[Prompt]) -> None:
+        super().__init__(judge)
+        self._texts = judge.text
+        self.groups = tuple(_single(-1 - number, prompt) for number, prompt in enumerate(prompts))
+        self._known: dict[int, int] = {group.trajectories[0].trajectory_id: 0 for group in self.groups}
+        self.answers: list[EvaluationAnswer] = []
+
+    async def begin(self, count: int) -> Sequence[Group]:
+        """See Sink: all groups are there from the start."""
+        return ()
+
+    async def store(self, results: Sequence[WorkResult]) -> Sequence[Segment]:
+        """See Sink."""
+        fresh = []
+        for segment in (segment for result in results for segment in result.segments):
+            if self._known.get(segment.trajectory_id) == segment.index:
+                self._known[segment.trajectory_id] += 1
+                fresh.append(segment)
+        return fresh
+
+    async def _keep(self, ended: Sequence[Ended], verdicts: Sequence[Scored]) -> None:
+        self.answers += [
+            EvaluationAnswer(
+                prompt_id=one.prompt.prompt_id,
+                tokens=one.tokens,
+                answer=self._texts(one.tokens),
+                reward=verdict.reward,
+                correct=verdict.correct,
+                masked=verdict.masked,
+            )
+            for one, verdict in zip(ended, verdicts, strict=True)
+        ]
+
+
+def _single(number: int, prompt: Prompt) -> Group:
+    blank = Trajectory(trajectory_id=number, group_id=number, segments=(), reward=None)
+    return Group(group_id=number, epoch=0, prompt=prompt, born=0, state=GroupState.OPEN, trajectories=(blank,))

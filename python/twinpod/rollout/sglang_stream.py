@@ -1,0 +1,146 @@
+"""SGLang as the worker's engine: one streamed `/generate` for everything that a pull brought. No SGLang import;
+loopback only.
+
+Every sequence is a request of its own with a name of ours (`rid`), so that one can be aborted alone; the answers come
+as server-sent events, each with all tokens so far. `stream_interval` keeps SGLang from sending every token: without
+repeat detection only the first and the last event of a sequence travel. (0.5.23; an event's fields are those of
+`tokenizer_manager.py`: `output_ids`, `meta_info`, `index`.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx
+
+from twinpod.errors import EngineFault, ProtocolError, Unreachable
+from twinpod.rollout.ports import EngineOutput, EngineRequest, Finish
+
+__all__ = ["SGLangStream"]
+
+_NEVER = 1 << 20  # tokens between two reports when nobody wants one
+_SEVERAL = -1  # version of an answer that several versions made
+
+
+class SGLangStream:
+    """An EnginePort over HTTP. Use it in one event loop."""
+
+    def __init__(self, url: str, api_key: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._url = url
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"},
+            timeout=httpx.Timeout(10.0, connect=5.0, pool=None),
+            limits=httpx.Limits(max_connections=None),
+            transport=transport,
+            trust_env=False,
+        )
+
+    async def generate(self, requests: Sequence[EngineRequest]) -> AsyncIterator[EngineOutput]:
+        """See EnginePort. The stream may be silent for as long as the engine is busy: a dead engine closes it."""
+        body = _body(requests)
+        unlimited = httpx.Timeout(10.0, connect=5.0, read=None, pool=None)
+        try:
+            async with self._http.stream("POST", "/generate", json=body, timeout=unlimited) as answer:
+                if answer.status_code != 200:
+                    raise _error(answer.status_code, _text(await answer.aread()), f"{self._url}/generate")
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: {"):
+                        yield _output(json.loads(line[6:]), self._url)
+        except httpx.HTTPError as error:
+            raise EngineFault(f"{type(error).__name__}: {error}", where=f"{self._url}/generate") from error
+
+    async def abort(self, name: str) -> None:
+        """See EnginePort."""
+        await self._abort({"rid": name, "abort_all": False})
+
+    async def abort_all(self) -> None:
+        """See EnginePort."""
+        await self._abort({"rid": "", "abort_all": True})
+
+    async def close(self) -> None:
+        """See EnginePort."""
+        await self._http.aclose()
+
+    async def _abort(self, body: dict[str, Any]) -> None:
+        where = f"{self._url}/abort_request"
+        try:
+            answer = await self._http.post("/abort_request", json=body)
+        except httpx.TimeoutException as error:
+            raise Unreachable("no answer", where=where) from error
+        except httpx.HTTPError as error:
+            raise EngineFault(f"{type(error).__name__}: {error}", where=where) from error
+        if answer.status_code != 200:
+            raise _error(answer.status_code, _text(answer.content), where)
+
+
+def _body(requests: Sequence[EngineRequest]) -> dict[str, Any]:
+    return {
+        "rid": [request.name for request in requests],
+        "input_ids": [request.tokens for request in requests],
+        "sampling_params": [
+            {
+                "max_new_tokens": request.max_new_tokens,
+                "temperature": request.temperature,
+                "top_p": request.top_p,
+                "stop_token_ids": request.stop_token_ids,
+                "stream_interval": request.report_every or _NEVER,
+            }
+            for request in requests
+        ],
+        "return_logprob": True,
+        "logprob_start_len": -1,
+        "stream": True,
+    }
+
+
+def _output(event: dict[str, Any], url: str) -> EngineOutput:
+    """One event; an event that is an error of the whole stream is raised."""
+    if "meta_info" not in event:
+        trouble = event.get("error")
+        trouble = trouble if isinstance(trouble, dict) else {"message": str(event)}
+        raise _error(int(trouble.get("code") or 500), str(trouble.get("message")), f"{url}/generate")
+    meta = event["meta_info"]
+    finish, message = _finish(meta.get("finish_reason"), url)
+    tokens = tuple(event.get("output_ids") or ())
+    logps = tuple(entry[0] for entry in meta.get("output_token_logprobs") or ())
+    return EngineOutput(
+        name=meta["id"], tokens=tokens, logps=logps, finish=finish, version=_version(meta, url), message=message
+    )
+
+
+def _finish(reason: dict[str, Any] | None, url: str) -> tuple[Finish, str]:
+    if reason is None:
+        return Finish.RUNNING, ""
+    if reason["type"] == "abort" and reason.get("status_code"):
+        return Finish.FAILED, str(reason.get("message"))
+    try:
+        return Finish(reason["type"]), ""
+    except ValueError as error:
+        raise ProtocolError(f"unknown finish reason {reason!r}", where=url) from error
+
+
+def _version(meta: dict[str, Any], url: str) -> int:
+    """The version of all tokens. SGLang lists them by ranges once it has seen more than one, and names the newest
+    always.
+    """
+    named = {str(span["version"]) for span in meta.get("weight_versions") or ()} or {str(meta["weight_version"])}
+    if len(named) > 1:
+        return _SEVERAL
+    (version,) = named
+    try:
+        return int(version)
+    except ValueError as error:
+        raise ProtocolError(f"the engine serves weights {version!r}, which are none of ours", where=url) from error
+
+
+def _error(status: int, text: str, where: str) -> EngineFault | ProtocolError:
+    """A status in the 400s: the request is wrong and will be so again; else the engine is."""
+    kind = ProtocolError if 400 <= status < 500 else EngineFault
+    return kind(f"refused with status {status}: {text}", where=where)
+
+
+def _text(content: bytes) -> str:
+    return content[:300].decode(errors="replace")

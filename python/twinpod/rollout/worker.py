@@ -1,0 +1,365 @@
+"""The rollout worker's thin half: keeps an engine busy with a master's work and loses nothing.
+
+Theory of operation
+-------------------
+One pull is under way at a time, a long poll. What it brings goes to the engine as one stream; every trajectory that
+ends makes a segment, every item whose trajectories all ended makes a result, and one task gives whatever results are
+ready to the master, again and again until they are stored. So a fast engine gets more work simply because it asks more
+often.
+
+An item that was taken is *held* until the master has its result. Whatever goes wrong becomes part of the result
+(`failed`): engine gone, answer of another version, worker told to stop. Each pull names the held items, so that an
+answer lost on the way costs nothing either.
+
+    no engine ──engine.json──► serving ──cut──► abort, wait for the streams, give back ──► serving
+        ▲                         │
+        └──── streams ended ◄─────┴── engine.json gone or another, or stop
+
+Promises: no item is answered twice with different tokens by one worker; tokens that reached the worker before a cut are
+given back; nothing that another weight version made is given back as a segment. When a newer master answers, what runs
+is cut and given back to it; it knows what it can still use. What an older master says is not obeyed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twinpod.errors import EngineFault, ProtocolError, StaleEpoch, TwinpodError, Unreachable, WrongVersion
+from twinpod.records.rollout import Segment, WorkItem, WorkResult
+from twinpod.rollout import plan
+from twinpod.rollout.ports import (
+    EngineOutput,
+    EnginePort,
+    EngineSource,
+    Finish,
+    MasterPort,
+    Pull,
+    Pulled,
+    Serving,
+)
+
+__all__ = ["Worker", "WorkerSettings"]
+
+log = logging.getLogger(__name__)
+
+_End = asyncio.Task[Any]  # what ends the service of an engine: it is gone, or the worker is told to stop
+
+_NOT_BEGUN = "cut before the first token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """The worker's limits; times in seconds."""
+
+    capacity: int  # trajectories at a time
+    pull_wait_s: float = 5.0  # of a pull when idle
+    busy_wait_s: float = 0.25  # of a pull while something runs: room may become free meanwhile
+    full_wait_s: float = 0.1  # longest between two pulls when there is no room: a cut must be heard
+    pause_s: float = 0.05  # before a pull after one that brought nothing but trouble
+    retry_s: float = 0.1  # first wait before the master or a faulty engine is asked again; doubles
+    retry_most_s: float = 2.0
+    abort_again_s: float = 0.05  # an abort may miss requests that are on their way; it is repeated
+    cut_s: float = 10.0  # after which an engine that does not obey an abort is given up
+    farewell_s: float = 5.0  # to give back the last results when told to stop
+    give_tokens: int = 500_000  # in one message to the master
+
+
+@dataclass(slots=True)
+class _Held:
+    """An item from pull to result. `open`: places whose last output is to come."""
+
+    item: WorkItem
+    epoch: int
+    began: float
+    open: set[int]
+    segments: list[Segment] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    refused: int = 0
+    seen: dict[int, int] = field(default_factory=dict)  # new tokens a place, searched for repeats
+
+
+class Worker:
+    """One worker beside one engine. Life: made by the wiring, `run` until told to stop. All state lives in its event
+    loop.
+    """
+
+    def __init__(self, name: str, master: MasterPort, engines: EngineSource, settings: WorkerSettings) -> None:
+        self._name, self._master, self._engines, self._settings = name, master, engines, settings
+        self._epoch = 0
+        self._held: dict[str, _Held] = {}
+        self._ready: list[tuple[int, WorkResult]] = []  # epoch, result; in order
+        self._streams: set[asyncio.Task[None]] = set()
+        self._running = 0  # trajectories in the engine
+        self._faults = 0  # of the engine in a row
+        self._freed = asyncio.Event()
+        self._some_ready = asyncio.Event()
+        self._none_ready = asyncio.Event()
+        self._none_ready.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; then cut, give back what there is and return. Never raises for what others do."""
+        giver = asyncio.create_task(self._give_for_ever())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                serving = self._engines.current()
+                if serving is not None:
+                    await self._serve(serving, stopping)
+                    continue
+                word = asyncio.create_task(self._engines.changed(None))
+                await _first(word, stopping)
+                word.cancel()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._none_ready.wait(), self._settings.farewell_s)
+        finally:
+            stopping.cancel()
+            giver.cancel()
+            await asyncio.gather(giver, stopping, return_exceptions=True)
+        if self._ready:
+            log.warning("stopped with %d results that the master did not take", len(self._ready))
+
+    async def _serve(self, serving: Serving, stopping: asyncio.Task[bool]) -> None:
+        """Keep one engine busy until it is gone or the worker is told to stop."""
+        log.info("engine %s serves version %d", serving.url, serving.version)
+        engine = self._engines.connect(serving)
+        gone = asyncio.create_task(self._engines.changed(serving))
+        self._faults = 0
+        try:
+            while not (gone.done() or stopping.done()):
+                await self._wait_for_room(gone, stopping)
+                pulling = asyncio.create_task(self._pull(serving))
+                await _first(pulling, gone, stopping)
+                if not pulling.done():  # what it would have brought is not in `holding` of the next pull
+                    pulling.cancel()
+                    await asyncio.gather(pulling, return_exceptions=True)
+                elif (pulled := pulling.result()) is not None:
+                    await self._obey(pulled, serving, engine, gone, stopping)
+        finally:
+            gone.cancel()
+            await self._cut(engine)
+            await engine.close()
+
+    async def _wait_for_room(self, *ends: _End) -> None:
+        """Wait until a pull makes sense: there is room, or a cut may have to be heard. Longer after faults."""
+        if self._running >= self._settings.capacity:
+            self._freed.clear()
+            freed = asyncio.create_task(self._freed.wait())
+            await _first(freed, *ends, timeout=self._settings.full_wait_s)
+            freed.cancel()
+        if self._faults:
+            await _first(*ends, timeout=_backoff(self._settings, self._faults))
+
+    async def _pull(self, serving: Serving) -> Pulled | None:
+        """One pull; None when the master could not be asked (after a pause) or is older than one already seen."""
+        room = max(0, self._settings.capacity - self._running)
+        wait = self._settings.busy_wait_s if self._running else self._settings.pull_wait_s
+        pull = Pull(
+            worker=self._name,
+            epoch=self._epoch,
+            version=serving.version,
+            capacity=room,
+            wait_s=wait if room else 0.0,
+            holding=tuple(self._held),
+        )
+        try:
+            pulled = await self._master.pull(pull)
+        except TwinpodError as error:
+            log.warning("no work: %s", error)
+            await asyncio.sleep(self._settings.retry_s)
+            return None
+        if pulled.epoch >= self._epoch:
+            return pulled
+        log.warning("a master of epoch %d answers, epoch %d was seen", pulled.epoch, self._epoch)
+        await asyncio.sleep(self._settings.retry_s)
+        return None
+
+    async def _obey(self, pulled: Pulled, serving: Serving, engine: EnginePort, *ends: _End) -> None:
+        """Do what the master's answer says."""
+        newer = 0 < self._epoch < pulled.epoch
+        self._epoch = pulled.epoch
+        if newer or pulled.cut:
+            idle = not self._held
+            await self._cut(engine)
+            given = asyncio.create_task(self._none_ready.wait())
+            await _first(given, *ends)
+            given.cancel()
+            if pulled.cut and idle:
+                await asyncio.sleep(self._settings.pause_s)
+        fresh = [item for item in pulled.items if item.item_id not in self._held]
+        if fresh and not self._begin(fresh, serving, engine):
+            await asyncio.sleep(self._settings.pause_s)
+
+    def _begin(self, items: Sequence[WorkItem], serving: Serving, engine: EnginePort) -> bool:
+        """Hold the items and start the engine on those that it can do; False when there is none."""
+        now = asyncio.get_running_loop().time()
+        able: list[_Held] = []
+        for item in items:
+            held = _Held(item=item, epoch=self._epoch, began=now, open=set(range(len(item.trajectories))))
+            self._held[item.item_id] = held
+            if reason := plan.refusal(item, serving.version):
+                held.refused = int(item.version != serving.version)
+                self._give_up(held, reason)
+            else:
+                self._running += len(held.open)
+                able.append(held)
+        if able:
+            self._start(able, engine)
+        return bool(able)
+
+    def _start(self, items: Sequence[_Held], engine: EnginePort) -> None:
+        stream = asyncio.create_task(self._stream(items, engine))
+        self._streams.add(stream)
+        stream.add_done_callback(self._streams.discard)
+
+    async def _stream(self, items: Sequence[_Held], engine: EnginePort) -> None:
+        """Follow one stream to its end; whatever ends it, every place of it is closed."""
+        places = {plan.request_name(held.item, place): (held, place) for held in items for place in held.open}
+        reason, heard = "the engine ended the stream too early", False
+        try:
+            async for output in engine.generate([request for held in items for request in plan.requests(held.item)]):
+                heard = True
+                if output.name not in places:
+                    raise ProtocolError("the engine answers a request that was not made", where=output.name)
+                await self._hear(output, *places[output.name], engine)
+        except asyncio.CancelledError:
+            reason = "the engine was given up: it did not obey an abort"
+            raise
+        except TwinpodError as error:
+            reason = error.line()
+            log.warning("the engine failed: %s", reason)
+            if isinstance(error, ProtocolError) and not heard and len(items) > 1:
+                places = {}  # one request that the engine refuses must not take the others with it
+                for held in items:
+                    self._start([held], engine)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            log.exception("the worker failed")  # a fault of ours must not lose the items either
+        finally:
+            left = [(held, place) for held, place in places.values() if place in held.open]
+            self._faults += bool(left)
+            for held, place in left:
+                self._close(held, place, reason)
+
+    async def _hear(self, output: EngineOutput, held: _Held, place: int, engine: EnginePort) -> None:
+        """Take one output: look for a repeat in a running one, make a segment of a last one."""
+        if place not in held.open:
+            return
+        if output.finish is Finish.RUNNING:
+            seen = held.seen.get(place, 0)
+            if seen >= 0 and plan.repeats(held.item, place, output.tokens, seen) is not None:
+                held.seen[place] = -1  # found; told once
+                await engine.abort(output.name)
+            elif seen >= 0:
+                held.seen[place] = len(output.tokens)
+            return
+        try:
+            segment = plan.segment(held.item, place, output, self._name)
+        except WrongVersion as error:
+            held.refused += 1
+            self._close(held, place, error.line())
+        except (ProtocolError, EngineFault) as error:
+            self._close(held, place, error.line())
+        else:
+            self._faults = 0
+            if segment is not None:
+                held.segments.append(segment)
+            self._close(held, place, "" if segment is not None else _NOT_BEGUN)
+
+    def _close(self, held: _Held, place: int, trouble: str) -> None:
+        """One trajectory of the item is done with; the last one makes the result."""
+        held.open.discard(place)
+        self._running -= 1
+        self._freed.set()
+        if trouble and trouble not in held.troubles:
+            held.troubles.append(trouble)
+        if not held.open:
+            self._finish(held)
+
+    def _give_up(self, held: _Held, reason: str) -> None:
+        held.open.clear()
+        held.troubles.append(reason)
+        self._finish(held)
+
+    def _finish(self, held: _Held) -> None:
+        result = WorkResult(
+            item_id=held.item.item_id,
+            worker=self._name,
+            segments=tuple(sorted(held.segments, key=lambda segment: segment.trajectory_id)),
+            failed="; ".join(held.troubles),
+            refused_versions=held.refused,
+            seconds=asyncio.get_running_loop().time() - held.began,
+        )
+        self._ready.append((held.epoch, result))
+        self._none_ready.clear()
+        self._some_ready.set()
+
+    async def _cut(self, engine: EnginePort) -> None:
+        """End all streams: abort again and again, since an abort misses what is on its way; give up an engine that does
+        not obey.
+        """
+        end = asyncio.get_running_loop().time() + self._settings.cut_s
+        while self._streams and asyncio.get_running_loop().time() < end:
+            try:
+                await engine.abort_all()
+            except (EngineFault, Unreachable) as error:
+                log.info("no abort: %s", error)  # an engine that is gone ends its streams by itself
+            if self._streams:
+                await asyncio.wait(self._streams, timeout=self._settings.abort_again_s)
+        for stream in self._streams:
+            stream.cancel()
+        await asyncio.gather(*self._streams, return_exceptions=True)
+
+    async def _give_for_ever(self) -> None:
+        """Give results to the master as they become ready; keep them until they are stored."""
+        failures = 0
+        while True:
+            await self._some_ready.wait()
+            epoch, results = self._next_message()
+            try:
+                await self._master.give(epoch, results)
+                failures = 0
+            except TwinpodError as error:
+                if error.retryable:
+                    failures += 1
+                    log.warning("results wait: %s", error)
+                    await asyncio.sleep(_backoff(self._settings, failures))
+                    continue
+                log.log(logging.INFO if isinstance(error, StaleEpoch) else logging.ERROR, "results dropped: %s", error)
+            given = {result.item_id for result in results}
+            for item_id in given:
+                if (held := self._held.get(item_id)) is not None and held.epoch == epoch:
+                    del self._held[item_id]
+            self._settle([pair for pair in self._ready if pair[0] != epoch or pair[1].item_id not in given])
+
+    def _next_message(self) -> tuple[int, tuple[WorkResult, ...]]:
+        """The first results that are ready, of one epoch, as many as fit into a message."""
+        epoch = self._ready[0][0]
+        results: list[WorkResult] = []
+        tokens = 0
+        for its_epoch, result in self._ready:
+            tokens += sum(len(segment.tokens) for segment in result.segments)
+            if its_epoch != epoch or (results and tokens > self._settings.give_tokens):
+                break
+            results.append(result)
+        return epoch, tuple(results)
+
+    def _settle(self, ready: list[tuple[int, WorkResult]]) -> None:
+        self._ready = ready
+        if not ready:
+            self._some_ready.clear()
+            self._none_ready.set()
+
+
+def _backoff(settings: WorkerSettings, failures: int) -> float:
+    """Seconds before the next try: doubling, with an end."""
+    return float(min(settings.retry_most_s, settings.retry_s * 2 ** min(failures - 1, 16)))
+
+
+async def _first(*tasks: asyncio.Task[Any], timeout: float | None = None) -> None:
+    """Return when one of the tasks is done, or after `timeout` seconds; none is cancelled."""
+    await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,280 @@
+"""Records to protobuf messages and back: the only place that knows both. No I/O.
+
+Every pair is `X_to_pb(record) -> message` and `X_from_pb(message) -> record`. A word that no enum knows is a
+ProtocolError that names the field, never a ValueError deep inside a room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import TypeVar
+
+from twinpod.errors import ProtocolError
+from twinpod.records.life import Command, HalfKind, HalfStatus, Reply, Verb
+from twinpod.records.rollout import Resumption, SamplingSettings, Segment, Stop, WorkItem, WorkResult
+from twinpod.records.training import Batch, Sample
+from twinpod.rpc.v1 import half_pb2, master_pb2
+
+E = TypeVar("E", bound=Enum)
+
+SAMPLES_A_PART = 256  # samples in one BatchPart: far below the message limit at 8k tokens a sample
+
+
+def _word(kind: type[E], word: str, where: str) -> E:
+    try:
+        return kind(word)
+    except ValueError as error:
+        raise ProtocolError(f"{word!r} is not one of {[member.value for member in kind]}", where=where) from error
+
+
+def command_to_pb(command: Command) -> half_pb2.Command:
+    """For `Half.Execute` and `TrainerLink.NextCommand`."""
+    return half_pb2.Command(
+        key=command.key,
+        verb=command.verb.value,
+        epoch=command.epoch,
+        iteration=command.iteration,
+        version=command.version,
+        argument=command.argument,
+        deadline_s=command.deadline_s,
+    )
+
+
+def command_from_pb(message: half_pb2.Command) -> Command:
+    """ProtocolError for an unknown verb; an empty verb (nothing to do, see `NextCommand`) must be told apart before."""
+    return Command(
+        key=message.key,
+        verb=_word(Verb, message.verb, "Command.verb"),
+        epoch=message.epoch,
+        iteration=message.iteration,
+        version=message.version,
+        argument=message.argument,
+        deadline_s=message.deadline_s,
+    )
+
+
+def reply_to_pb(reply: Reply) -> half_pb2.Reply:
+    """For the answer of `Half.Execute` and for `TrainerLink.Report`."""
+    return half_pb2.Reply(
+        key=reply.key, error=reply.error, retryable=reply.retryable, seconds=reply.seconds, detail=reply.detail
+    )
+
+
+def reply_from_pb(message: half_pb2.Reply) -> Reply:
+    """See `twinpod.rpc.errors.raise_for` for turning a reply's error into an exception."""
+    return Reply(
+        key=message.key,
+        error=message.error,
+        retryable=message.retryable,
+        seconds=message.seconds,
+        detail=message.detail,
+    )
+
+
+def half_status_to_pb(status: HalfStatus) -> half_pb2.HalfStatus:
+    """For the answer of `Half.Status`."""
+    return half_pb2.HalfStatus(
+        pod=status.pod,
+        kind=status.kind.value,
+        address=status.address,
+        state=status.state,
+        version=status.version,
+        epoch=status.epoch,
+        attempt=status.attempt,
+        message=status.message,
+    )
+
+
+def half_status_from_pb(message: half_pb2.HalfStatus) -> HalfStatus:
+    """ProtocolError for an unknown kind of half."""
+    return HalfStatus(
+        pod=message.pod,
+        kind=_word(HalfKind, message.kind, "HalfStatus.kind"),
+        address=message.address,
+        state=message.state,
+        version=message.version,
+        epoch=message.epoch,
+        attempt=message.attempt,
+        message=message.message,
+    )
+
+
+def resumption_to_pb(resumption: Resumption) -> master_pb2.Resumption:
+    """One trajectory of a work item."""
+    return master_pb2.Resumption(
+        trajectory_id=resumption.trajectory_id, index=resumption.index, tokens=resumption.tokens
+    )
+
+
+def resumption_from_pb(message: master_pb2.Resumption) -> Resumption:
+    """One trajectory of a work item."""
+    return Resumption(trajectory_id=message.trajectory_id, index=message.index, tokens=tuple(message.tokens))
+
+
+def sampling_to_pb(sampling: SamplingSettings) -> master_pb2.Sampling:
+    """How the engine draws tokens."""
+    return master_pb2.Sampling(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        segment_tokens=sampling.segment_tokens,
+        max_tokens=sampling.max_tokens,
+        stop_token_ids=sampling.stop_token_ids,
+        repeat_ngram=sampling.repeat_ngram,
+        repeat_count=sampling.repeat_count,
+    )
+
+
+def sampling_from_pb(message: master_pb2.Sampling) -> SamplingSettings:
+    """How the engine draws tokens."""
+    return SamplingSettings(
+        temperature=message.temperature,
+        top_p=message.top_p,
+        segment_tokens=message.segment_tokens,
+        max_tokens=message.max_tokens,
+        stop_token_ids=tuple(message.stop_token_ids),
+        repeat_ngram=message.repeat_ngram,
+        repeat_count=message.repeat_count,
+    )
+
+
+def work_item_to_pb(item: WorkItem) -> master_pb2.WorkItem:
+    """One request to a rollout worker."""
+    return master_pb2.WorkItem(
+        item_id=item.item_id,
+        group_id=item.group_id,
+        version=item.version,
+        prompt_tokens=item.prompt_tokens,
+        trajectories=[resumption_to_pb(one) for one in item.trajectories],
+        sampling=sampling_to_pb(item.sampling),
+        seed=item.seed,
+    )
+
+
+def work_item_from_pb(message: master_pb2.WorkItem) -> WorkItem:
+    """One request to a rollout worker."""
+    return WorkItem(
+        item_id=message.item_id,
+        group_id=message.group_id,
+        version=message.version,
+        prompt_tokens=tuple(message.prompt_tokens),
+        trajectories=tuple(resumption_from_pb(one) for one in message.trajectories),
+        sampling=sampling_from_pb(message.sampling),
+        seed=message.seed,
+    )
+
+
+def segment_to_pb(segment: Segment) -> master_pb2.Segment:
+    """Log-probs travel as 32-bit floats, which is what engines compute them in."""
+    return master_pb2.Segment(
+        trajectory_id=segment.trajectory_id,
+        index=segment.index,
+        version=segment.version,
+        tokens=segment.tokens,
+        logps=segment.logps,
+        stop=segment.stop.value,
+        pod=segment.pod,
+    )
+
+
+def segment_from_pb(message: master_pb2.Segment) -> Segment:
+    """ProtocolError for an unknown stop, or when tokens and log-probs differ in number."""
+    if len(message.tokens) != len(message.logps):
+        raise ProtocolError(
+            f"trajectory {message.trajectory_id}, segment {message.index}: {len(message.tokens)} tokens"
+            f" but {len(message.logps)} log-probs",
+            where=f"Segment of {message.pod}",
+        )
+    return Segment(
+        trajectory_id=message.trajectory_id,
+        index=message.index,
+        version=message.version,
+        tokens=tuple(message.tokens),
+        logps=tuple(message.logps),
+        stop=_word(Stop, message.stop, "Segment.stop"),
+        pod=message.pod,
+    )
+
+
+def work_result_to_pb(result: WorkResult) -> master_pb2.WorkResult:
+    """A worker's answer to a work item."""
+    return master_pb2.WorkResult(
+        item_id=result.item_id,
+        worker=result.worker,
+        segments=[segment_to_pb(segment) for segment in result.segments],
+        failed=result.failed,
+        refused_versions=result.refused_versions,
+        seconds=result.seconds,
+    )
+
+
+def work_result_from_pb(message: master_pb2.WorkResult) -> WorkResult:
+    """A worker's answer to a work item."""
+    return WorkResult(
+        item_id=message.item_id,
+        worker=message.worker,
+        segments=tuple(segment_from_pb(segment) for segment in message.segments),
+        failed=message.failed,
+        refused_versions=message.refused_versions,
+        seconds=message.seconds,
+    )
+
+
+def sample_to_pb(sample: Sample) -> master_pb2.Sample:
+    """One trajectory for the loss."""
+    return master_pb2.Sample(
+        group=sample.group,
+        prompt_tokens=sample.prompt_tokens,
+        response_tokens=sample.response_tokens,
+        behaviour_logps=sample.behaviour_logps,
+        versions=sample.versions,
+        advantage=sample.advantage,
+        reward=sample.reward,
+    )
+
+
+def sample_from_pb(message: master_pb2.Sample) -> Sample:
+    """ProtocolError when the per-token fields differ in length."""
+    if not len(message.response_tokens) == len(message.behaviour_logps) == len(message.versions):
+        raise ProtocolError(
+            f"{len(message.response_tokens)} tokens, {len(message.behaviour_logps)} log-probs and"
+            f" {len(message.versions)} versions",
+            where=f"Sample of group {message.group}",
+        )
+    return Sample(
+        group=message.group,
+        prompt_tokens=tuple(message.prompt_tokens),
+        response_tokens=tuple(message.response_tokens),
+        behaviour_logps=tuple(message.behaviour_logps),
+        versions=tuple(message.versions),
+        advantage=message.advantage,
+        reward=message.reward,
+    )
+
+
+def batch_to_parts(batch: Batch, samples_a_part: int = SAMPLES_A_PART) -> Iterator[master_pb2.BatchPart]:
+    """The stream of `Master.FetchBatch`; an empty batch is one part without samples."""
+    for begin in range(0, max(1, len(batch.samples)), samples_a_part):
+        yield master_pb2.BatchPart(
+            iteration=batch.iteration,
+            version=batch.version,
+            group_size=batch.group_size,
+            samples=[sample_to_pb(sample) for sample in batch.samples[begin : begin + samples_a_part]],
+        )
+
+
+def batch_from_parts(parts: Iterable[master_pb2.BatchPart]) -> Batch:
+    """The batch that a stream of parts makes; ProtocolError when it is empty or its parts disagree about what they
+    belong to.
+    """
+    heads: set[tuple[int, int, int]] = set()
+    samples: list[Sample] = []
+    for part in parts:
+        heads.add((part.iteration, part.version, part.group_size))
+        samples.extend(sample_from_pb(sample) for sample in part.samples)
+    if len(heads) != 1:
+        raise ProtocolError(
+            f"expected parts of one (iteration, version, group size), found {sorted(heads)}", where="FetchBatch"
+        )
+    ((iteration, version, group_size),) = heads
+    return Batch(iteration=iteration, version=version, group_size=group_size, samples=tuple(samples))

@@ -1,0 +1,237 @@
+"""Opens the data set that a job names: a Python entry point, a file of JSON lines, or a data set of reasoning-gym.
+
+Promises: the same job and seed give the same prompts in the same order with the same ids; prompts are distinct;
+held-out prompts are never in the training part. Everything wrong with the input is one InputError that says where and
+what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from twinpod.api.types import DatasetSpec, EntryPointSpec, ReasoningGymSpec
+from twinpod.errors import EnvironmentFault, InputError
+from twinpod.sampling.items import Dataset, Item, Verifier
+
+__all__ = ["GymVerifier", "distinct", "open_dataset", "read_json_lines", "split"]
+
+DEFAULT_SIZE = 10_000  # training prompts asked of an entry point when the job names no size
+_PATIENCE = 20  # items drawn a wanted one before a generator is said to have no more distinct prompts
+
+
+def open_dataset(spec: DatasetSpec, seed: int) -> Dataset:
+    """The job's data set. InputError names the field; EnvironmentFault a package that is not installed."""
+    if spec.json_lines is not None:
+        path = Path(spec.json_lines.path)
+        items, duplicates = distinct(read_json_lines(path), None)
+        return _parts(path.name, items, duplicates, spec, seed, None)
+    if spec.entry_point is not None:
+        wanted = (spec.size or DEFAULT_SIZE) + spec.held_out
+        items, duplicates = distinct(_from_entry_point(spec.entry_point, seed, wanted), wanted)
+        return _parts(spec.entry_point.target, items, duplicates, spec, seed, None)
+    assert spec.reasoning_gym is not None  # the schema demands exactly one
+    wanted = (spec.size or spec.reasoning_gym.size) + spec.held_out
+    source = _open_gym(spec.reasoning_gym, seed, wanted * _PATIENCE)
+    items, duplicates = distinct(_from_gym(source), wanted)
+    dataset = _parts(f"reasoning-gym {spec.reasoning_gym.name}", items, duplicates, spec, seed, None)
+    verifier = GymVerifier(source, [item.key for item in (*dataset.training, *dataset.held_out)])
+    return Dataset(
+        name=dataset.name,
+        training=dataset.training,
+        held_out=dataset.held_out,
+        duplicates=duplicates,
+        verifier=verifier,
+    )
+
+
+def distinct(items: Iterable[Item], wanted: int | None) -> tuple[list[Item], int]:
+    """The first `wanted` items (all when None) with prompts of their own, and how many were left out.
+
+    A generator is given up after 20 items for each wanted one. InputError when one prompt comes with two answers.
+    """
+    kept: dict[str, Item] = {}
+    duplicates = 0
+    for item in items if wanted is None else islice(items, wanted * _PATIENCE):
+        before = kept.setdefault(item.prompt, item)
+        if before is not item:
+            duplicates += 1
+            if before.answer != item.answer and item.key < 0:  # a verifier of its own may accept several
+                raise InputError(
+                    f"the prompt {_short(item.prompt)} has two answers, {_short(before.answer)} at {before.where} and"
+                    f" {_short(item.answer)}",
+                    where=item.where,
+                    mend="leave one of them out",
+                )
+        if len(kept) == wanted:
+            break
+    return list(kept.values()), duplicates
+
+
+def split(items: Sequence[Item], held_out: int, seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """Training and held-out items. Which are held out depends on their prompts and the seed, not on their order."""
+
+    def rank(place: int) -> bytes:
+        return blake2b(f"{seed}/{items[place].prompt}".encode(), digest_size=16).digest()
+
+    chosen = set(sorted(range(len(items)), key=rank)[:held_out])
+    training = tuple(item for place, item in enumerate(items) if place not in chosen)
+    return training, tuple(items[place] for place in sorted(chosen))
+
+
+def read_json_lines(path: Path) -> Iterator[Item]:
+    """The items of a file with one object a line: prompt, answer, difficulty (optional). Blank lines are skipped."""
+    try:
+        file = path.open(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {error.strerror}",
+            where=str(path),
+            mend="correct dataset.jsonLines.path, or put the file there",
+        ) from error
+    with file:
+        try:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _json_item(line, f"{path.name}:{number}")
+        except UnicodeDecodeError as error:
+            raise InputError(f"is not UTF-8: {error.reason}", where=str(path), mend="convert the file") from error
+
+
+def _json_item(line: str, where: str) -> Item:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"is not JSON: {error.msg} at column {error.colno}", where=where) from error
+    if not isinstance(value, dict):
+        raise InputError("is not an object", where=where, mend='write {"prompt": "...", "answer": "..."}')
+    if unknown := sorted(set(value) - {"prompt", "answer", "difficulty"}):
+        raise InputError(f"unknown {', '.join(unknown)}", where=where, mend="known are prompt, answer, difficulty")
+    for name in ("prompt", "answer"):
+        if not isinstance(value.get(name), str) or not value[name]:
+            raise InputError(f"{name} is {value.get(name)!r}", where=where, mend="give a string that is not empty")
+    difficulty = value.get("difficulty", 0.0)
+    if isinstance(difficulty, bool) or not isinstance(difficulty, (int, float)) or not 0 <= difficulty <= 1:
+        raise InputError(f"difficulty is {difficulty!r}", where=where, mend="give a number from 0 to 1")
+    return Item(prompt=value["prompt"], answer=value["answer"], difficulty=float(difficulty), where=where)
+
+
+def load_target(target: str, where: str) -> Callable[..., Any]:
+    """The function `pkg.mod:func`; InputError says which part of the name is wrong."""
+    module_name, _, name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"{target!r}: {error}", where=where, mend="is its package in the master's image, and spelt so?"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        near = difflib.get_close_matches(name, [key for key in vars(module) if not key.startswith("_")], 1)
+        mend = f"did you mean {module_name}:{near[0]}?" if near else f"define {name} in {module_name}"
+        raise InputError(f"{module_name} has no function {name!r}", where=where, mend=mend)
+    return function  # type: ignore[no-any-return]
+
+
+def _from_entry_point(spec: EntryPointSpec, seed: int, wanted: int) -> Iterator[Item]:
+    where = "dataset.entryPoint.target"
+    function = load_target(spec.target, where)
+    try:
+        items = iter(function(dict(spec.settings), seed, wanted))
+    except InputError:
+        raise
+    except Exception as error:  # code of the user's: whatever it raises is about the input
+        raise InputError(f"{spec.target} failed: {type(error).__name__}: {error}", where=where) from error
+    for number in range(wanted * _PATIENCE):
+        place = f"item {number} of {spec.target}"
+        try:
+            item = next(items, None)
+        except Exception as error:
+            raise InputError(f"{type(error).__name__}: {error}", where=place) from error
+        if item is None:
+            return
+        if not isinstance(item, Item):
+            raise InputError(f"is {type(item).__name__}", where=place, mend="yield twinpod.sampling.items.Item")
+        yield (
+            item
+            if item.where
+            else Item(prompt=item.prompt, answer=item.answer, difficulty=item.difficulty, where=place, key=item.key)
+        )
+
+
+class GymVerifier:
+    """reasoning-gym's own score of an answer. Entries are made again from their index: they are the same every time."""
+
+    def __init__(self, source: Any, keys: Sequence[int]) -> None:
+        self._source, self._keys = source, tuple(keys)  # by prompt id
+
+    def score(self, prompt_id: int, text: str) -> float:
+        """0 to 1, by the data set's `score_answer`."""
+        return float(self._source.score_answer(text, self._source[self._keys[prompt_id]]))
+
+
+def _open_gym(spec: ReasoningGymSpec, seed: int, size: int) -> Any:
+    """The data set of reasoning-gym, able to make `size` entries."""
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"reasoning-gym is not installed ({error})",
+            where="dataset.reasoningGym",
+            mend="pip install 'twinpod[master]'",
+        ) from error
+    if spec.name not in DATASETS:
+        near = difflib.get_close_matches(spec.name, DATASETS, 3, 0.5)
+        mend = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(DATASETS))}"
+        raise InputError(f"reasoning-gym has no data set {spec.name!r}", where="dataset.reasoningGym.name", mend=mend)
+    where = "dataset.reasoningGym.settings"
+    known = set(DATASETS[spec.name][1].__dataclass_fields__) - {"seed", "size"}
+    for name in spec.settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            mend = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            raise InputError(f"{spec.name} has no setting {name!r}", where=where, mend=mend)
+    try:
+        return reasoning_gym.create_dataset(spec.name, seed=seed, size=size, **spec.settings)
+    except Exception as error:  # it validates by assert
+        raise InputError(
+            f"{type(error).__name__}: {error}", where=where, mend=f"see the settings of {spec.name}"
+        ) from error
+
+
+def _from_gym(source: Any) -> Iterator[Item]:
+    for key in range(len(source)):
+        entry = source[key]
+        yield Item(prompt=str(entry["question"]), answer=str(entry["answer"]), where=f"entry {key}", key=key)
+
+
+def _parts(
+    name: str, items: Sequence[Item], duplicates: int, spec: DatasetSpec, seed: int, verifier: Verifier | None
+) -> Dataset:
+    needed = spec.held_out + (spec.size or 1)
+    if len(items) < needed:
+        asked = f"{spec.size} to train on" if spec.size else "at least one to train on"
+        raise InputError(
+            f"{name} has {len(items)} distinct prompts; {spec.held_out} held out and {asked} are wanted",
+            where="dataset",
+            mend="lower dataset.size or dataset.heldOut, or widen the data set",
+        )
+    training, held_out = split(items, spec.held_out, seed)
+    return Dataset(
+        name=name,
+        training=training[: spec.size],
+        held_out=held_out,
+        duplicates=duplicates,
+        verifier=verifier,
+    )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -1,0 +1,136 @@
+"""Prompts to token ids and answers to text, by the tokenizer in the model folder.
+
+Template, encoding and the end of an answer stand here, once: what the engine generates from and what the trainer learns
+on are the same ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Vocabulary
+
+from twinpod.errors import InputError
+from twinpod.records.rollout import Prompt
+from twinpod.sampling.items import Dataset, Item
+
+__all__ = ["Tokenizer", "build_prompts", "fill"]
+
+
+class Tokenizer:
+    """A tokenizer of the library `tokenizers`. `eos_id` ends an answer; `stop_ids` are all ids that do (eos first)."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        try:
+            self._vocabulary = Vocabulary.from_str(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(
+                f"cannot be read: {error.strerror}",
+                where=str(path),
+                mend="the model folder needs a tokenizer.json; set model.tokenizer in the job",
+            ) from error
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"is no tokenizer: {error}", where=str(path)) from error
+        self._vocabulary.no_padding()
+        self._vocabulary.no_truncation()
+        self._unknown = self._unknown_id()
+        self.stop_ids = self._read_stops(folder)
+        self.eos_id = self.stop_ids[0]
+        self.size = self._vocabulary.get_vocab_size()
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of the text, without special tokens added."""
+        return tuple(self._vocabulary.encode(text, add_special_tokens=False).ids)
+
+    def encode_many(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The same for many texts at once."""
+        return [tuple(one.ids) for one in self._vocabulary.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids before the first that ends an answer; other special tokens are left out."""
+        end = next((place for place, token in enumerate(ids) if token in self.stop_ids), len(ids))
+        return str(self._vocabulary.decode(list(ids[:end]), skip_special_tokens=True))
+
+    def missing(self, texts: Iterable[str]) -> set[str]:
+        """The characters of the texts that the tokenizer cannot express."""
+        return {character for character in set().union(*texts) if not self._knows(character)}
+
+    def _knows(self, character: str) -> bool:
+        try:
+            ids = self._vocabulary.encode(character, add_special_tokens=False).ids
+        except Exception:  # noqa: BLE001  # the library's way to say: unknown, and no token for the unknown
+            return False
+        return bool(ids) and self._unknown not in ids
+
+    def _unknown_id(self) -> int | None:
+        word = getattr(self._vocabulary.model, "unk_token", None)
+        return None if word is None else self._vocabulary.token_to_id(word)
+
+    def _read_stops(self, folder: Path) -> tuple[int, ...]:
+        ids: list[int] = []
+        word = _read(folder / "tokenizer_config.json").get("eos_token")
+        word = word.get("content") if isinstance(word, dict) else word
+        if word is not None and (found := self._vocabulary.token_to_id(word)) is not None:
+            ids.append(found)
+        for name in ("generation_config.json", "config.json"):
+            value = _read(folder / name).get("eos_token_id")
+            ids.extend(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
+        if not ids:
+            raise InputError(
+                "names no token that ends an answer",
+                where=str(folder / "tokenizer_config.json"),
+                mend='set "eos_token" to a token of tokenizer.json',
+            )
+        return tuple(dict.fromkeys(ids))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read: {error}", where=str(path)) from error
+    return value if isinstance(value, dict) else {}
+
+
+def fill(template: str, prompt: str) -> str:
+    """The template with the prompt in it. Other braces in it stay as they are."""
+    return template.replace("{prompt}", prompt)
+
+
+def build_prompts(
+    dataset: Dataset, template: str, tokenizer: Tokenizer
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """Training and held-out prompts, with ids by `Dataset`'s rule.
+
+    InputError names the prompt, the line and the character when the tokenizer lacks one.
+    """
+    items = (*dataset.training, *dataset.held_out)
+    texts = [fill(template, item.prompt) for item in items]
+    if missing := tokenizer.missing(texts):
+        raise _lacking(missing, items, texts)
+    prompts = tuple(
+        Prompt(prompt_id=number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=tokens)
+        for number, (item, text, tokens) in enumerate(zip(items, texts, tokenizer.encode_many(texts), strict=True))
+    )
+    return prompts[: len(dataset.training)], prompts[len(dataset.training) :]
+
+
+def _lacking(missing: set[str], items: Sequence[Item], texts: Sequence[str]) -> InputError:
+    """The error for the first prompt that has such a character."""
+    number = next(number for number, text in enumerate(texts) if missing & set(text))
+    text = texts[number]
+    place = next(place for place, character in enumerate(text) if character in missing)
+    line = text.count("\n", 0, place) + 1
+    column = place - (text.rfind("\n", 0, place) + 1) + 1
+    others = "".join(sorted(missing))
+    return InputError(
+        f"prompt {number}, line {line}, column {column}: the tokenizer has no {text[place]!r}",
+        where=items[number].where or "dataset",
+        mend=f"add the missing characters {others!r} to model.tokenizer.characters, or use another tokenizer",
+    )

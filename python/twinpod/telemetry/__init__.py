@@ -1,0 +1,1 @@
+"""What people and dashboards read: logs, Prometheus text, TensorBoard files, the reward curve. Knows records, no room."""

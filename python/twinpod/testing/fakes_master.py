@@ -1,0 +1,325 @@
+"""A world for the master: halves that keep their word in memory, workers that generate at once, and a way to pull the plug anywhere.
+
+    world = World(folder)                      # survives masters, as etcd and the volumes do
+    await world.master(iterations=3).run()     # a master from start to end
+    world.plug = Plug(after=17); ...           # the 17th event (order to a half, result handed in) kills the master
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from twinpod.coordination.keys import Keys
+from twinpod.coordination.memory import MemoryStore
+from twinpod.errors import TwinpodError, Unreachable
+from twinpod.master.board import Board
+from twinpod.master.books import Books, Identity
+from twinpod.master.conductor import Conductor, Parts
+from twinpod.master.crew import Crew
+from twinpod.master.desk import Desk
+from twinpod.master.halves import Halves
+from twinpod.master.progress import Reporter
+from twinpod.master.prompts import PromptSource
+from twinpod.master.rewards import Judge
+from twinpod.master.settings import MasterSettings
+from twinpod.master.sinks import Shelf
+from twinpod.records import codec
+from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, LifeCycle, Reply, Verb
+from twinpod.records.rollout import Prompt, SamplingSettings, Segment, Stop, WorkItem, WorkResult
+from twinpod.records.training import Batch, TrainStats
+from twinpod.records.weights import ShardLayout, ShardRecord, TensorPart, WeightVersion
+from twinpod.replay.baseline import Baseline
+from twinpod.reward.port import Verdict
+from twinpod.sampling.uniform import Uniform
+
+EOS = 1
+
+
+class PowerCut(Exception):  # noqa: N818  # not an error of Twinpod: the fake's kill -9
+    """The master is no more."""
+
+
+@dataclass(slots=True)
+class Plug:
+    """Counts events; `after` of them have happened when the next one kills."""
+
+    after: int = -1
+    seen: int = 0
+
+    def event(self) -> None:
+        """One more event."""
+        self.seen += 1
+        if 0 <= self.after < self.seen:
+            raise PowerCut
+
+
+def settings(**changes: object) -> MasterSettings:
+    """A small run: 4 groups of 2, answers of 1 to 6 tokens in segments of 3."""
+    values: dict[str, object] = {
+        "iterations": 3,
+        "seed": 7,
+        "group_size": 2,
+        "groups_per_iteration": 4,
+        "groups_in_flight": 6,
+        "sampling": SamplingSettings(
+            temperature=1.0, top_p=1.0, segment_tokens=3, max_tokens=6, stop_token_ids=(EOS,), repeat_ngram=0, repeat_count=0
+        ),
+        "max_segment_age": 8,
+        "repeat_penalty": 0.0,
+        "baseline": Baseline.MEAN,
+        "tau": 0.1,
+        "weights_gap_limit": 1e-3,
+        "snapshot_every": 1,
+        "hybrid_replicas": 1,
+        "life_cycle": LifeCycle.RESTART,
+        "moves_memory": False,
+    }
+    return MasterSettings(**(values | changes))  # type: ignore[arg-type]  # the names are the record's own
+
+
+def prompts(count: int, first: int = 0) -> tuple[Prompt, ...]:
+    """Prompts without meaning."""
+    return tuple(
+        Prompt(prompt_id=n, text=f"p{n}", answer=str(n), difficulty=0.0, tokens=(2, 3 + n % 5)) for n in range(first, first + count)
+    )
+
+
+def answer_length(trajectory_id: int, most: int) -> int:
+    """Tokens that the fake model answers with, the end included; fixed for a trajectory."""
+    return 1 + (trajectory_id * 2654435761 >> 7) % most
+
+
+def generate(item: WorkItem, worker: str, cut_after: int = 1_000_000) -> WorkResult:
+    """What an engine would answer; `cut_after`: tokens that each trajectory gets before it is cut. Pure."""
+    segments = []
+    for one in item.trajectories:
+        whole = min(answer_length(one.trajectory_id, item.sampling.max_tokens + 2), item.sampling.max_tokens)
+        ends = answer_length(one.trajectory_id, item.sampling.max_tokens + 2) <= item.sampling.max_tokens
+        have = len(one.tokens)
+        room = min(item.sampling.segment_tokens, cut_after, whole - have)
+        if room <= 0:
+            continue
+        done = have + room == whole
+        stop = (Stop.EOS if ends else Stop.LENGTH) if done else Stop.CUT if room == cut_after else Stop.BUDGET
+        tokens = [10 + (one.trajectory_id + have + n) % 90 for n in range(room)]
+        tokens[-1] = EOS if stop is Stop.EOS else tokens[-1]
+        segments.append(
+            Segment(
+                trajectory_id=one.trajectory_id,
+                index=one.index,
+                version=item.version,
+                tokens=tuple(tokens),
+                logps=tuple(-0.5 for _ in tokens),
+                stop=stop,
+                pod=worker,
+            )
+        )
+    return WorkResult(item_id=item.item_id, worker=worker, segments=tuple(segments), failed="", refused_versions=0, seconds=0.0)
+
+
+class LengthReward:
+    """Share of the longest possible answer; says what it was asked."""
+
+    def score(self, prompt: Prompt, answer_text: str) -> Verdict:
+        """See RewardPort."""
+        length = len(answer_text.split())
+        return Verdict(reward=length / 6, correct=length == 6)
+
+
+@dataclass(slots=True)
+class TrainerState:
+    """The fake trainer's weights: what they were trained on, in order."""
+
+    version: int = 0
+    trained: list[str] = field(default_factory=list)  # "iteration: response tokens" of each batch
+
+
+class World:
+    """Everything beside the master. Life: one test; masters come and go in it."""
+
+    def __init__(self, folder: Path, **changes: object) -> None:
+        self.folder = folder
+        self.settings = settings(**changes)
+        self.store = MemoryStore()
+        self.keys = Keys(namespace="default", job_uid="u")
+        self.plug = Plug()
+        self.trainer = TrainerState()
+        self.desk: Desk | None = None
+        self.gap = 0.0
+        self.served = 0
+        self.orders: list[Command] = []
+        self.fail: dict[Verb, TwinpodError] = {}  # the next order of that verb fails so
+        self.prompts, self.held_out = prompts(12), prompts(3, first=12)
+
+    async def join(self) -> None:
+        """The halves report."""
+        for kind in HalfKind:
+            await self.tell(kind)
+
+    async def tell(self, kind: HalfKind) -> None:
+        """A half's word to etcd, lost while that is away."""
+        state = EngineState.SERVING if kind is HalfKind.INFERENCE and self.served else EngineState.NONE
+        status = HalfStatus(
+            pod="j-hybrid-0",
+            kind=kind,
+            address=f"{kind.value}:1",
+            state=state.value,
+            version=self.served,
+            epoch=0,
+            attempt=0,
+            message="",
+        )
+        with contextlib.suppress(Unreachable):
+            await self.store.put(self.keys.member("j-hybrid-0", kind), codec.dumps(status))
+
+    def connect(self, address: str) -> FakeHalf:
+        """A port to one of the halves."""
+        return FakeHalf(self, HalfKind(address.split(":")[0]))
+
+    async def run(self, workers: int = 1) -> None:
+        """One master, with its workers, until it ends; a PowerCut closes its files and nothing else."""
+        await self.join()
+        books = Books.open(self.folder / "state", Identity(job="j", fields={"spec.seed": "7"}))
+        with ThreadPoolExecutor(1) as books_thread, ThreadPoolExecutor(1) as judge_thread:
+            shelf = Shelf(books, books_thread)
+            board = Board(self.store, self.keys, _turn)
+            crew = Crew(board, Halves(self.connect, _turn, _still), _turn, replicas=1)
+            self.desk = Desk(_still)
+            reporter = Reporter(board, shelf, _still, self.settings.iterations)
+            parts = Parts(
+                settings=self.settings,
+                shelf=shelf,
+                board=board,
+                crew=crew,
+                desk=self.desk,
+                source=PromptSource(self.prompts, self.held_out, Uniform(size=len(self.prompts), seed=7)),
+                judge=Judge(LengthReward(), lambda ids: " ".join(map(str, ids)), 0.0, judge_thread),
+                reporter=reporter,
+                snapshots=self.folder / "snapshots",
+                committed=lambda record: None,
+                clock=_still,
+                wall=_still,
+            )
+            master = asyncio.create_task(Conductor(parts).run())
+            crowd = [asyncio.create_task(self._work(f"w{n}", self.desk)) for n in range(workers)]
+            try:
+                await asyncio.wait((master, *crowd), return_when=asyncio.FIRST_COMPLETED)
+                for task in crowd:
+                    if task.done():
+                        master.cancel()
+                        await asyncio.gather(master, return_exceptions=True)
+                        task.result()  # the PowerCut
+                await master
+            finally:
+                for task in (master, *crowd):
+                    task.cancel()
+                await asyncio.gather(master, *crowd, return_exceptions=True)
+                books.close()
+
+    async def _work(self, name: str, desk: Desk) -> None:
+        """A worker that generates at once, and gives back half of an item first when the phase is cut."""
+        held: list[WorkItem] = []
+        while True:
+            pulled = await desk.pull(name, 0, self.served, 4, 5.0, [item.item_id for item in held])
+            held += pulled.items
+            if not held:
+                await _turn(0)
+                continue
+            self.plug.event()
+            item = held[0]
+            await desk.give(pulled.epoch, [generate(item, name, cut_after=1 if pulled.cut else 1_000_000)])
+            held.remove(item)
+
+    def batch(self, command: Command) -> Batch:
+        """What the trainer fetches."""
+        assert self.desk is not None
+        return self.desk.batch(command.epoch, command.iteration)
+
+
+class FakeHalf:
+    """HalfPort: does at once what is asked, in the world's memory."""
+
+    def __init__(self, world: World, kind: HalfKind) -> None:
+        self._world, self._kind = world, kind
+
+    async def execute(self, command: Command) -> Reply:
+        """See HalfPort."""
+        world = self._world
+        world.plug.event()
+        world.orders.append(command)
+        error = world.fail.pop(command.verb, None)
+        detail = "" if error else self._do(command)
+        await world.tell(self._kind)
+        world.plug.event()
+        line = f"{type(error).__name__}: {error}" if error else ""
+        return Reply(key=command.key, error=line, retryable=bool(error and error.retryable), seconds=0.0, detail=detail)
+
+    def _do(self, command: Command) -> str:
+        world, trainer = self._world, self._world.trainer
+        match command.verb:
+            case Verb.ONLOAD if command.argument:
+                asked = json.loads(command.argument)
+                file = Path(asked["snapshot"]) / "state.json"
+                trained = json.loads(file.read_text()) if asked["snapshot"] else []
+                world.trainer = TrainerState(version=asked["version"], trained=trained)
+            case Verb.TRAIN:
+                batch = world.batch(command)
+                assert batch.version == trainer.version, "the batch was made for other weights"
+                trainer.trained += [f"{batch.iteration}: {sample.response_tokens}" for sample in batch.samples]
+                return codec.dumps(stats(command.iteration, world.gap, batch))
+            case Verb.PUBLISH:
+                trainer.version = command.version
+                return json.dumps([codec.plain(shard(command.version))])
+            case Verb.SNAPSHOT | Verb.EXPORT:
+                folder = Path(command.argument)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "state.json").write_text(json.dumps(trainer.trained))
+            case Verb.SERVE:
+                weights = codec.loads(WeightVersion, command.argument)
+                assert weights.version == command.version == trainer.version
+                world.served = command.version
+                return '{"start_s": 0.0, "verify_s": 0.0, "load_s": 0.0}'
+            case Verb.REST:
+                world.served = 0
+            case _:
+                pass
+        return ""
+
+
+def stats(iteration: int, gap: float, batch: Batch) -> TrainStats:
+    """What a training phase might say."""
+    fresh = sum(version == batch.version for sample in batch.samples for version in sample.versions)
+    tokens = sum(len(sample.response_tokens) for sample in batch.samples)
+    return TrainStats(
+        iteration=iteration,
+        loss=0.5,
+        grad_norm=1.0,
+        log_ratio=0.0,
+        weights_gap=gap,
+        on_policy_tokens=fresh,
+        tokens=tokens,
+        reference_seconds=0.0,
+        step_seconds=0.0,
+    )
+
+
+def shard(version: int) -> ShardRecord:
+    """One tensor of one owner."""
+    part = TensorPart(name="w", dtype="F32", shape=(2,), full_shape=(2,), axis=None, start=0, offset=0, nbytes=8)
+    layout = ShardLayout(owner="j-hybrid-0/rank-0", slot_bytes=4096, parts=(part,))
+    return ShardRecord(layout=layout, path="/dev/shm/x", slot=version % 2, digest=f"xxh3:{version:016x}", address="training:1")
+
+
+async def _turn(seconds: float) -> None:
+    """A pause that costs no time."""
+    await asyncio.sleep(0)
+
+
+def _still() -> float:
+    """A clock that stands."""
+    return 0.0

@@ -1,0 +1,44 @@
+"""A small version of weights in real arenas, made without a trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from twinpod.arena import Arena, plan_layout
+from twinpod.checkpoint.versions import compose
+from twinpod.records.weights import ShardRecord, TensorPart, WeightVersion
+
+SHAPE = (8, 16)
+
+
+def small_version(folder: Path, version: int, *, epoch: int = 1, ranks: int = 2) -> WeightVersion:
+    """Two tensors, one cut over the ranks and one whole, written into the slot of the version."""
+    shards = tuple(_shard(folder, version, rank, ranks) for rank in range(ranks))
+    return compose(version, epoch, version, shards)
+
+
+def spoil(version: WeightVersion, shard: int = 0) -> None:
+    """Change one byte of a shard behind the back of its digest."""
+    record = version.shards[shard]
+    with Arena.open(Path(record.path), record.layout, writable=True) as arena:
+        arena.slot(record.slot)[0] ^= 1
+
+
+def _shard(folder: Path, version: int, rank: int, ranks: int) -> ShardRecord:
+    rows = SHAPE[0] // ranks
+    parts = [_part("cut.weight", (rows, SHAPE[1]), SHAPE, 0 if ranks > 1 else None, rank * rows if ranks > 1 else 0)]
+    if rank == 0:
+        parts.append(_part("whole.bias", (SHAPE[1],), (SHAPE[1],), None, 0))
+    layout = plan_layout(f"hybrid-0/rank-{rank}", parts)
+    path = folder / f"rank-{rank}.arena"
+    with Arena.open(path, layout, writable=True) if path.exists() else Arena.create(path, layout) as arena:
+        for part in layout.parts:
+            arena.part(version % 2, part)[...] = np.float32(version + rank)  # type: ignore[index]
+        digest = arena.digest(version % 2)
+    return ShardRecord(layout=layout, path=str(path), slot=version % 2, digest=digest, address="localhost:7401")
+
+
+def _part(name: str, shape: tuple[int, ...], full: tuple[int, ...], axis: int | None, start: int) -> TensorPart:
+    return TensorPart(name=name, dtype="F32", shape=shape, full_shape=full, axis=axis, start=start, offset=0, nbytes=0)

@@ -1,0 +1,155 @@
+"""`python -m twinpod.trainer`, one process a rank, started by torchrun under the training half. Wires a rank and
+serves.
+
+Reads the pod's environment (`twinpod.api.environment`), the job, and torchrun's variables; nothing below reads the
+environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twinpod.api import names
+from twinpod.api.environment import Environment, read_environment
+from twinpod.api.load import load_manifest
+from twinpod.api.model_folder import hf_config, write_model_folder
+from twinpod.api.types import RLJob
+from twinpod.errors import TwinpodError
+from twinpod.records.training import TrainSettings
+
+if TYPE_CHECKING:
+    from twinpod.trainer.megatron import RankModel
+
+log = logging.getLogger("twinpod.trainer")
+RANKS_TIMEOUT_S = 600.0
+# What Megatron warns of without its GPU companions, or about itself: the normal state of a CPU platform.
+NOISE = (
+    ".*(Apex|Transformer Engine|custom_layers.transformer_engine|dynamic_context|full scope is deprecated"
+    "|async grad allreduce)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Torchrun:
+    """What torchrun says of this process, and how the half started it."""
+
+    rank: int
+    local_rank: int
+    local_size: int
+    attempt: int
+    link: str  # host:port of the training half; empty: this pod's own
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str]) -> Torchrun:
+        """From the process's environment."""
+        return cls(
+            rank=int(variables["RANK"]),
+            local_rank=int(variables["LOCAL_RANK"]),
+            local_size=int(variables["LOCAL_WORLD_SIZE"]),
+            attempt=int(variables.get("TWINPOD_ATTEMPT", "0")),
+            link=variables.get("TWINPOD_LINK", ""),
+        )
+
+
+def train_settings(job: RLJob) -> TrainSettings:
+    """The algorithm's numbers of a job."""
+    algorithm = job.spec.algorithm
+    return TrainSettings(
+        learning_rate=float(algorithm.learning_rate),
+        betas=(float(algorithm.betas[0]), float(algorithm.betas[1])),
+        weight_decay=float(algorithm.weight_decay),
+        eps=float(algorithm.eps),
+        tau=float(algorithm.tau),
+        mask=algorithm.mask,
+        steps=algorithm.steps_per_iteration,
+        clip_grad=float(algorithm.clip_grad),
+        micro_batch_tokens=algorithm.micro_batch_tokens,
+    )
+
+
+def run(environment: Environment, torchrun: Torchrun) -> None:
+    """Build the rank, then serve until EXIT."""
+    from twinpod.trainer.half_client import HalfClient, MasterClient
+    from twinpod.trainer.loop import Duties, serve
+    from twinpod.trainer.megatron import build_rank, lay_out, start_ranks
+    from twinpod.trainer.memory import RankMemory
+    from twinpod.trainer.place import Sizes, check_sizes
+    from twinpod.trainer.publish import Publisher
+    from twinpod.trainer.shape import shape_from_huggingface
+    from twinpod.trainer.wire import Control
+
+    job = load_manifest(environment.job_file)
+    spec = job.spec.hybrid.trainer
+    config = hf_config(job)
+    shape = shape_from_huggingface(config)
+    sizes = Sizes(tensor=spec.tensor_parallel, pipeline=spec.pipeline_parallel)
+    check_sizes(shape, sizes, spec.ranks * job.spec.hybrid.replicas)
+    machine = start_ranks(local_rank=torchrun.local_rank, dtype=job.spec.model.dtype, timeout_s=RANKS_TIMEOUT_S)
+    place = lay_out(sizes, machine, seed=job.spec.seed)
+    rank = build_rank(shape, place, machine)
+    leader = torchrun.rank == 0
+    if leader:
+        write_model_folder(job, environment.model_folder)
+    link = torchrun.link or f"{environment.address}:{names.TRAINING_PORT}"
+    duties = Duties(
+        rank=rank,
+        control=Control(RANKS_TIMEOUT_S),
+        memory=RankMemory(rank, enabled=spec.offload or not machine.is_cpu),
+        settings=train_settings(job),
+        publisher=lambda: Publisher(
+            rank,
+            environment.shm / f"rank-{torchrun.rank}.arena",
+            owner=f"{environment.pod}/rank-{torchrun.rank}",
+            address=f"{environment.address}:{names.TRAINING_PORT}",
+            threads=max(1, len(os.sched_getaffinity(0)) // torchrun.local_size),
+        ),
+        fresh=fresh_weights(job, rank),
+        config=config,
+        tokenizer=environment.model_folder,
+    )
+    log.info("rank %d ready: %s", torchrun.rank, place)
+    serve(
+        duties,
+        HalfClient(link, environment.tls, attempt=torchrun.attempt) if leader else None,
+        MasterClient(environment.master, environment.tls) if leader else None,
+    )
+
+
+def fresh_weights(job: RLJob, rank: RankModel) -> Callable[[], None]:
+    """What fills the weights of a run without a snapshot: the model's folder, or random numbers from the job's seed."""
+    from twinpod.trainer.weights import load_folder, load_random
+
+    folder = job.spec.model.from_
+    if folder is not None:
+        return lambda: load_folder(rank.parameters, rank.shape, rank.place, Path(folder))
+    return lambda: load_random(rank.parameters, rank.shape, rank.place, job.spec.seed)
+
+
+def main() -> int:
+    """Exit 0 after EXIT, 2 for wrong input, 1 for the machine.
+
+    One line on stderr, no traceback, for what a person can mend.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # why: see loop.py
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    warnings.filterwarnings("ignore", message=NOISE)
+    logging.getLogger("megatron").setLevel(logging.WARNING)
+    try:
+        torchrun = Torchrun.read(os.environ)
+        run(read_environment(), torchrun)
+    except TwinpodError as error:
+        print(f"twinpod.trainer: {error.line()}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Which parts of which Hugging Face tensors a rank holds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from twinpod.trainer.convert import llama, qwen2, qwen3
+from twinpod.trainer.convert.layout import LOCAL, TRANSFORMER_ENGINE, Layer, Naming, Part, Rows
+from twinpod.trainer.place import Place
+from twinpod.trainer.shape import Family, ModelShape
+
+FAMILIES: dict[Family, Callable[[Layer], tuple[Part, ...]]] = {
+    Family.LLAMA: llama.layer_parts,
+    Family.QWEN2: qwen2.layer_parts,
+    Family.QWEN3: qwen3.layer_parts,
+}
+
+
+def plan_parts(shape: ModelShape, place: Place, naming: Naming = LOCAL) -> tuple[Part, ...]:
+    """Every part that the rank at `place` holds, owned or not, in the order of the model."""
+    parts: list[Part] = []
+    if place.first_stage:
+        parts.append(
+            _vocabulary(shape, place, "model.embed_tokens.weight", "embedding.word_embeddings.weight", owned=True)
+        )
+    count = shape.layers // place.pp_size
+    for local in range(count):
+        layer = Layer(
+            shape=shape,
+            place=place,
+            naming=naming,
+            target=f"model.layers.{place.pp_rank * count + local}.",
+            source=f"decoder.layers.{local}.",
+        )
+        parts.extend(FAMILIES[shape.family](layer))
+    if place.last_stage:
+        tail = Layer(shape=shape, place=place, naming=naming, target="model.", source="decoder.")
+        parts.append(tail.replicated("norm.weight", "final_layernorm.weight", shape.hidden))
+        parts.extend(_output(shape, place))
+    return tuple(parts)
+
+
+def _output(shape: ModelShape, place: Place) -> Iterable[Part]:
+    if not shape.tied:
+        yield _vocabulary(shape, place, "lm_head.weight", "output_layer.weight", owned=True)
+    elif not place.first_stage:
+        yield _vocabulary(shape, place, "model.embed_tokens.weight", "output_layer.weight", owned=False)
+
+
+def _vocabulary(shape: ModelShape, place: Place, name: str, source: str, *, owned: bool) -> Part:
+    """A `[vocab, hidden]` matrix split by rows; the padding rows of the last rank belong to nobody."""
+    width = shape.padded_vocab(place.tp_size) // place.tp_size
+    start = min(place.tp_rank * width, shape.vocab)
+    stop = min(start + width, shape.vocab)
+    return Part(
+        name=name,
+        full_shape=(shape.vocab, shape.hidden),
+        axis=0,
+        start=start,
+        stop=stop,
+        source=source,
+        rows=Rows(groups=1, block=width, start=0, stop=stop - start),
+        owned=owned,
+    )
+
+
+def full_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Every Hugging Face tensor of the model and its full shape, in the order of the model."""
+    return {part.name: part.full_shape for part in plan_parts(shape, Place()) if part.owned}
+
+
+def naming_of(parameter_names: Iterable[str]) -> Naming:
+    """Which layer spec made these parameters; both are recognised by the norm of the attention."""
+    fused = any(name.endswith(TRANSFORMER_ENGINE.attention_norm) for name in parameter_names)
+    return TRANSFORMER_ENGINE if fused else LOCAL

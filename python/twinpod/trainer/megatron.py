@@ -1,0 +1,242 @@
+"""The model as Megatron-core builds it: parallel state, configuration, layer spec, and the forward and backward pass.
+
+The same code serves GPUs and CPUs. `Machine` says which one a rank is on; what a CPU needs beyond that is in
+`platform_cpu.py`. The paths for GPUs (Transformer Engine spec, DDP, distributed optimizer in `platform_gpu.py`)
+follow Megatron-core's documented use (its `examples/run_simple_mcore_train_loop.py`); they could not be run on the
+machine where this was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from twinpod.records.training import TrainSettings
+from twinpod.trainer import platform_cpu
+from twinpod.trainer.convert.plan import naming_of, plan_parts
+from twinpod.trainer.place import Place, Sizes
+from twinpod.trainer.shape import ModelShape
+
+if TYPE_CHECKING:
+    from twinpod.trainer.platform_gpu import GpuOptimizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a rank computes on: `cuda` or `cpu`, and the dtype of its parameters."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def is_cpu(self) -> bool:
+        """True where `platform_cpu` is in charge."""
+        return bool(self.device.type == "cpu")
+
+
+def start_ranks(*, local_rank: int, dtype: str, timeout_s: float = 600.0) -> Machine:
+    """Join the other ranks (torchrun's environment): NCCL where there is a GPU, else gloo and the CPU platform.
+
+    Torch's operators use the threads that OMP_NUM_THREADS says. Leave it at 1 on a shared machine: with more, OpenMP's
+    waiting threads spin, and one busy neighbour made an iteration 15 times slower (measured, 2 cores, load 5).
+    """
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        machine = Machine(device=torch.device("cuda", local_rank), dtype=DTYPES[dtype])
+        dist.init_process_group("nccl", timeout=timeout, device_id=machine.device)
+    else:
+        platform_cpu.install()
+        machine = Machine(device=platform_cpu.CPU, dtype=DTYPES[dtype])
+        dist.init_process_group("gloo", timeout=timeout)
+    return machine
+
+
+def lay_out(sizes: Sizes, machine: Machine, *, seed: int = 0) -> Place:
+    """Make Megatron's process groups for these sizes; what is left of the ranks is data parallel."""
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=sizes.tensor,
+        pipeline_model_parallel_size=sizes.pipeline,
+        create_gloo_process_groups=not machine.is_cpu,
+    )
+    if not machine.is_cpu:
+        model_parallel_cuda_manual_seed(seed)
+    return current_place()
+
+
+def current_place() -> Place:
+    """This rank's coordinates, from Megatron's parallel state."""
+    return Place(
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+    )
+
+
+def transformer_config(shape: ModelShape, place: Place, machine: Machine) -> TransformerConfig:
+    """Megatron's configuration of the Llama family. Weights are not initialised here: `weights.py` fills every one."""
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        qk_layernorm=shape.qk_norm,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        attention_softmax_in_fp32=True,
+        tensor_model_parallel_size=place.tp_size,
+        pipeline_model_parallel_size=place.pp_size,
+        pipeline_dtype=machine.dtype,
+        params_dtype=machine.dtype,
+        bf16=machine.dtype is torch.bfloat16,
+        variable_seq_lengths=True,  # micro-batches are padded to their own longest sequence
+        moe_token_dispatcher_type="alltoall",  # noqa: S106 # asked for by variable_seq_lengths, without experts too
+        perform_initialization=False,
+        **(platform_cpu.CONFIG if machine.is_cpu else {}),
+    )
+
+
+def build_model(shape: ModelShape, place: Place, machine: Machine) -> GPTModel:
+    """This rank's part of the model, with undefined weights."""
+    config = transformer_config(shape, place, machine)
+    if machine.is_cpu:
+        spec = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
+    else:
+        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.qk_norm)
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=spec,
+        vocab_size=shape.padded_vocab(place.tp_size),
+        max_sequence_length=shape.max_positions,
+        pre_process=place.first_stage,
+        post_process=place.last_stage,
+        parallel_output=True,
+        share_embeddings_and_output_weights=shape.tied,
+        position_embedding_type="rope",
+        rotary_base=shape.rope_theta,
+        rope_scaling=shape.rope_llama3_factor is not None,
+        rope_scaling_factor=shape.rope_llama3_factor or 8.0,
+    )
+    return model.to(device=machine.device, dtype=machine.dtype)
+
+
+@dataclass(slots=True)
+class RankModel:
+    """The model part of one rank with everything that is needed to work on it. `model` is wrapped (DDP) on a GPU."""
+
+    shape: ModelShape
+    place: Place
+    machine: Machine
+    model: torch.nn.Module
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Parameters by Megatron's name, without wrappers' prefixes (DDP and Float16Module each add `module.`)."""
+        return {name.replace("module.", ""): parameter for name, parameter in self.model.named_parameters()}
+
+    def loss_scale(self, microbatches: int) -> float:
+        """Undoes what Megatron divides by: the schedule by micro-batches, its DDP by data-parallel ranks."""
+        return float(microbatches if self.machine.is_cpu else microbatches * self.place.dp_size)
+
+
+def build_rank(shape: ModelShape, place: Place, machine: Machine) -> RankModel:
+    """This rank's model, ready for `weights.py` to fill."""
+    with on_machine(machine):
+        model: torch.nn.Module = build_model(shape, place, machine)
+    mark_partitions(dict(model.named_parameters()), shape, place)
+    if not machine.is_cpu:
+        from twinpod.trainer import platform_gpu
+
+        model = platform_gpu.wrap(model, half=machine.dtype is torch.bfloat16)
+    return RankModel(shape=shape, place=place, machine=machine, model=model)
+
+
+def on_machine(machine: Machine) -> AbstractContextManager[object]:
+    """Around every call into Megatron: its CUDA literals mean this machine's device."""
+    return platform_cpu.CpuDevices() if machine.is_cpu else contextlib.nullcontext()
+
+
+def mark_partitions(parameters: Mapping[str, Tensor], shape: ModelShape, place: Place) -> None:
+    """Tell Megatron which parameters are tensor-parallel parts, so that gradient norms count replicated ones once.
+
+    Megatron sets these attributes only while it initialises weights (tensor_parallel/layers.py), which we switch off.
+    """
+    for part in plan_parts(shape, place, naming_of(parameters)):
+        parameter = parameters[part.source]
+        if part.axis is not None and not getattr(parameter, "tensor_model_parallel", False):
+            for name, value in (("tensor_model_parallel", True), ("partition_dim", part.axis), ("partition_stride", 1)):
+                setattr(parameter, name, value)
+
+
+def new_optimizer(rank: RankModel, settings: TrainSettings) -> platform_cpu.CpuOptimizer | GpuOptimizer:
+    """The optimizer of one iteration: AdamW without a past (paper.md section 5, reset at each iteration's start)."""
+    numbers: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": settings.betas,
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+        "clip": settings.clip_grad,
+    }
+    if rank.machine.is_cpu:
+        return platform_cpu.CpuOptimizer(rank.model, **numbers)
+    from twinpod.trainer import platform_gpu
+
+    return platform_gpu.GpuOptimizer(rank.model, half=rank.machine.dtype is torch.bfloat16, **numbers)
+
+
+ForwardStep = Callable[[Iterator[Any], torch.nn.Module], tuple[Tensor, Callable[[Tensor], tuple[Tensor, Any]]]]
+
+
+def run_schedule(
+    rank: RankModel,
+    forward_step: ForwardStep,
+    microbatches: Sequence[Any],
+    *,
+    rows: int,
+    length: int,
+    forward_only: bool,
+) -> None:
+    """Megatron's schedule for this pipeline size over all micro-batches (pipeline_parallel/schedules.py). Collective.
+
+    `rows` and `length` are the largest of any micro-batch (a hint only: shapes travel with the tensors).
+    """
+    with on_machine(rank.machine):
+        get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iter(microbatches),
+            model=[rank.model],
+            num_microbatches=len(microbatches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=forward_only,
+        )

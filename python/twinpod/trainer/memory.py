@@ -1,0 +1,94 @@
+"""Giving a rank's accelerator memory away and taking it back (design.md 8.3).
+
+`Memory` is the port of the loop; `RankMemory` its one implementation. On a GPU the parameters go to host memory and
+the gradient buffers are dropped; on a CPU, by setting, the very same code moves the parameters to other host memory
+and leaves their place empty, so that the way there and back is exercised everywhere and a use of offloaded state
+fails loudly.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from twinpod.errors import ProtocolError
+from twinpod.trainer.megatron import RankModel
+
+
+class Memory(Protocol):
+    """What the loop asks when the accelerator changes hands."""
+
+    def offload(self) -> int:
+        """Free the accelerator; returns the bytes that this process is still *observed* to hold there."""
+
+    def onload(self) -> None:
+        """Bring everything back, bit for bit."""
+
+    def require(self) -> None:
+        """ProtocolError when the state is away."""
+
+
+class RankMemory:
+    """Parameters of one rank, here or away. `enabled` False (a CPU without `offload: true`): both moves do nothing."""
+
+    def __init__(self, rank: RankModel, *, enabled: bool) -> None:
+        self._rank, self._enabled = rank, enabled
+        self._away: dict[str, Tensor] = {}
+
+    def offload(self) -> int:
+        """Idempotent.
+
+        Parameters keep their identity, so an optimizer or a plan made before stays valid after `onload`.
+        """
+        if self._enabled and not self._away:
+            on_gpu = not self._rank.machine.is_cpu
+            for name, parameter in self._rank.parameters.items():
+                home = torch.empty(parameter.shape, dtype=parameter.dtype, pin_memory=on_gpu)
+                home.copy_(parameter.detach())
+                self._away[name] = home
+                parameter.grad = None
+            self._release()
+        return observed_bytes(self._rank)
+
+    def onload(self) -> None:
+        """Idempotent."""
+        if not self._away:
+            return
+        self._restore()
+        for name, parameter in self._rank.parameters.items():
+            parameter.detach().copy_(self._away[name])
+        self._away.clear()
+
+    def require(self) -> None:
+        """Called before every use of the weights."""
+        if self._away:
+            raise ProtocolError("the trainer's weights are offloaded", mend="order onload first")
+
+    def _release(self) -> None:
+        """Give the storages back; views into them (Megatron's flat buffers) stay valid tensors."""
+        for storage in self._storages():
+            storage.resize_(0)
+        if not self._rank.machine.is_cpu:
+            self._rank.model.offload_grad_buffers()
+            torch.cuda.empty_cache()
+
+    def _restore(self) -> None:
+        for name, parameter in self._rank.parameters.items():
+            storage = parameter.untyped_storage()
+            if storage.size() == 0:
+                storage.resize_(self._sizes[name])
+        if not self._rank.machine.is_cpu:
+            self._rank.model.restore_grad_buffers()
+
+    def _storages(self) -> list[torch.UntypedStorage]:
+        self._sizes = {name: parameter.untyped_storage().nbytes() for name, parameter in self._rank.parameters.items()}
+        return [parameter.untyped_storage() for parameter in self._rank.parameters.values()]
+
+
+def observed_bytes(rank: RankModel) -> int:
+    """Bytes that this process holds on the accelerator now; on a CPU, bytes of the parameters that are in place."""
+    if rank.machine.is_cpu:
+        return sum(parameter.untyped_storage().nbytes() for parameter in rank.parameters.values())
+    return int(torch.cuda.memory_reserved(rank.machine.device))

@@ -1,0 +1,186 @@
+"""Everything that Megatron-core 0.16 needs where there is no CUDA. Used only there.
+
+Megatron assumes CUDA in five places. Each is answered here, from outside, so that the rest of the room reads as on a
+GPU:
+
+1. `torch.cuda.current_device()`, `synchronize()`, `empty_cache()` in its communication code -> a CPU device, nothing,
+   nothing.
+2. The CUDA random number tracker around dropout and initialisation -> a tracker that does nothing (dropout is 0 here,
+   and weights come from `weights.py`).
+3. `device="cuda"` and `.cuda()` in the pipeline schedules, masks and tied embeddings -> `CpuDevices`, a
+   `TorchFunctionMode`.
+4. Fused kernels, batched p2p with a device synchronisation, CUDA initialisation -> `CONFIG`.
+5. Its DDP wrapper and optimizers insist on CUDA tensors -> plain AdamW, and the gradient sums that
+   `distributed/finalize_model_grads.py` and `optimizer/clip_grads.py` would have made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.tensor_parallel import random as megatron_random
+from megatron.core.transformer.module import param_is_not_shared
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.overrides import TorchFunctionMode
+
+CPU = torch.device("cpu")
+
+# Settings of TransformerConfig that differ from a GPU's (place 4).
+CONFIG: dict[str, Any] = {
+    "use_cpu_initialization": True,
+    "batch_p2p_comm": False,
+    "batch_p2p_sync": False,
+    "gradient_accumulation_fusion": False,
+    "masked_softmax_fusion": False,
+    "bias_activation_fusion": False,
+    "bias_dropout_fusion": False,
+    "apply_rope_fusion": False,
+    "persist_layer_norm": False,
+    "cross_entropy_loss_fusion": False,
+}
+
+
+class NullRngTracker:
+    """Stands in for Megatron's `CudaRNGStatesTracker`: random state on a CPU is torch's own."""
+
+    def is_initialized(self) -> bool:
+        """Always ready."""
+        return True
+
+    def reset(self) -> None:
+        """Nothing is held."""
+
+    def add(self, name: str, seed: int) -> None:
+        """Nothing is held."""
+
+    def get_states(self) -> dict[str, Tensor]:
+        """Nothing is held."""
+        return {}
+
+    def set_states(self, states: dict[str, Tensor]) -> None:
+        """Nothing is held."""
+
+    @contextmanager
+    def fork(self, name: str = "") -> Iterator[None]:
+        """Run the body with the ordinary random state."""
+        yield
+
+
+class CpuDevices(TorchFunctionMode):  # type: ignore[misc]  # torch is not followed by mypy
+    """Turns `device="cuda"` and `.cuda()` into the CPU in every torch call of its body."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Called by torch for each function."""
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if kwargs and kwargs.get("device") == "cuda":
+            kwargs = {**kwargs, "device": CPU}
+        return func(*args, **(kwargs or {}))
+
+
+def install() -> None:
+    """Answer for CUDA in this process. Only the trainer's rank process calls this, and only without a GPU."""
+    assert not torch.cuda.is_available(), "the CPU platform must not be installed where there is a GPU"
+    torch.cuda.current_device = lambda: CPU
+    torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.empty_cache = lambda: None
+    megatron_random._CUDA_RNG_STATE_TRACKER = NullRngTracker()
+    megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+
+
+class CpuOptimizer:
+    """Plain AdamW over a rank's parameters, with Megatron's gradient sums and its clip (places 5).
+
+    `step` returns the norm of the gradient before clipping, over all ranks.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        clip: float,
+    ) -> None:
+        self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._model, self._clip = model, clip
+        decayed, plain = split_decay(self._named)
+        self._adamw = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=lr,
+            betas=betas,
+            eps=eps,
+        )
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the step before."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def step(self) -> float:
+        """Sum gradients over ranks, clip, update."""
+        sum_gradients(self._model, self._named)
+        norm = gradient_norm([parameter for _, parameter in self._named])
+        if self._clip > 0 and norm > self._clip:
+            for _, parameter in self._named:
+                assert parameter.grad is not None
+                parameter.grad.mul_(self._clip / (norm + 1.0e-6))
+        self._adamw.step()
+        return norm
+
+
+def split_decay(named: Sequence[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Megatron's rule (optimizer/__init__.py): vectors (norms, biases) are not decayed."""
+    return [p for _, p in named if p.ndim > 1], [p for _, p in named if p.ndim <= 1]
+
+
+def sum_gradients(model: torch.nn.Module, named: Sequence[tuple[str, Tensor]]) -> None:
+    """The sums of `finalize_model_grads`.
+
+    Over data-parallel ranks; of head norms over tensor-parallel ranks; of a tied embedding over the pipeline's ends.
+    """
+    for _, parameter in named:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    _all_reduce([p.grad for _, p in named], parallel_state.get_data_parallel_group())
+    head_norms = [p.grad for name, p in named if "q_layernorm" in name or "k_layernorm" in name]
+    _all_reduce(head_norms, parallel_state.get_tensor_model_parallel_group())
+    if getattr(model, "share_embeddings_and_output_weights", False) and parallel_state.is_rank_in_embedding_group():
+        shared = model.shared_embedding_or_output_weight()
+        _all_reduce([shared.grad], parallel_state.get_embedding_group())
+
+
+def _all_reduce(gradients: Sequence[Tensor | None], group: dist.ProcessGroup) -> None:
+    """Sum over `group`, as one message."""
+    present = [gradient for gradient in gradients if gradient is not None]
+    if group.size() == 1 or not present:
+        return
+    flat = _flatten_dense_tensors(present)
+    dist.all_reduce(flat, group=group)
+    for gradient, summed in zip(present, _unflatten_dense_tensors(flat, present), strict=True):
+        gradient.copy_(summed)
+
+
+def gradient_norm(parameters: Sequence[Tensor]) -> float:
+    """2-norm over the whole model: shared and replicated parameters count once (optimizer/clip_grads.py)."""
+    squares = torch.zeros((), dtype=torch.float64)
+    for parameter in parameters:
+        counted = param_is_not_shared(parameter) and tensor_parallel.param_is_not_tensor_parallel_duplicate(parameter)
+        if counted and parameter.grad is not None:
+            squares += parameter.grad.double().square().sum()
+    dist.all_reduce(squares, group=parallel_state.get_model_parallel_group())
+    return math.sqrt(float(squares))

@@ -1,0 +1,217 @@
+"""One iteration of training (paper.md section 5).
+
+1. Pack the batch; every step sees the same micro-batches.
+2. Reference pass: log-probs of all samples under the weights as they are now. They are the reference of the whole
+   iteration, and they show the *weights gap*: on on-policy tokens the engine must have had the same log-probs
+   (design.md 8.11).
+3. A new optimizer, then `steps` times: loss over all samples, one update.
+4. Statistics, the same on every rank.
+"""
+
+# ruff: noqa: N815  # shapes are part of tensors' names
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from torch import Tensor
+
+from twinpod.records.training import Batch, TrainSettings, TrainStats
+from twinpod.trainer.loss import check_mask, mask_padded_vocab, mean_or_nan, policy_loss, weights_gap
+from twinpod.trainer.megatron import RankModel, new_optimizer, run_schedule
+from twinpod.trainer.packing import MicroBatch, pack
+
+
+class Optimizer(Protocol):
+    """What an iteration asks of an optimizer; `platform_cpu` and `platform_gpu` have one each."""
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+
+    def step(self) -> float:
+        """Update the weights; returns the gradient norm before clipping."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over this rank's micro-batches of one pass; only the last pipeline stage adds to it."""
+
+    loss: float = 0.0
+    log_ratio: float = 0.0
+    samples: int = 0
+    gap: float = 0.0
+    on_policy: int = 0
+    tokens: int = 0
+
+    def over_ranks(self, rank: RankModel) -> Tally:
+        """The same sums over all ranks; tensor-parallel copies count once. Collective."""
+        counts = rank.place.last_stage and rank.place.tp_rank == 0
+        mine = [self.loss, self.log_ratio, self.samples, self.gap, self.on_policy, self.tokens]
+        total = torch.tensor(mine if counts else [0.0] * len(mine), dtype=torch.float64, device=rank.machine.device)
+        dist.all_reduce(total)
+        loss, log_ratio, samples, gap, on_policy, tokens = total.tolist()
+        return Tally(loss, log_ratio, int(samples), gap, int(on_policy), int(tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A micro-batch as tensors on the rank's device."""
+
+    micro: MicroBatch
+    tokens_BL: Tensor
+    positions_BL: Tensor
+    targets_BL: Tensor
+    mask_BL: Tensor
+    on_policy_BL: Tensor
+    behaviour_BL: Tensor
+    advantage_B: Tensor
+    weight_B: Tensor
+
+
+@dataclass(slots=True)
+class Iteration:
+    """The micro-batches and reference log-probs of one iteration on one rank; `references` fill on the last stage."""
+
+    rank: RankModel
+    settings: TrainSettings
+    micros: list[Device]
+    references: dict[int, Tensor] = field(default_factory=dict)
+
+
+def train_iteration(rank: RankModel, batch: Batch, settings: TrainSettings) -> TrainStats:
+    """Train one iteration in place and report. Collective over all ranks, which must pass the same batch."""
+    check_mask(settings.mask)
+    place = rank.place
+    packed = pack(
+        batch, mask=settings.mask, budget=settings.micro_batch_tokens, dp_rank=place.dp_rank, dp_size=place.dp_size
+    )
+    iteration = Iteration(rank, settings, [_to_device(micro, rank.machine.device) for micro in packed])
+
+    began = time.perf_counter()
+    reference = reference_pass(iteration).over_ranks(rank)
+    referenced = time.perf_counter()
+
+    optimizer = new_optimizer(rank, settings)
+    losses, norms = [], []
+    last = Tally()
+    for _ in range(settings.steps):
+        last, norm = optimizer_step(iteration, optimizer)
+        losses.append(last.loss)
+        norms.append(norm)
+    last = last.over_ranks(rank)
+    return TrainStats(
+        iteration=batch.iteration,
+        loss=_mean_loss(losses, rank),
+        grad_norm=sum(norms) / len(norms),
+        log_ratio=mean_or_nan(last.log_ratio, last.samples),
+        weights_gap=mean_or_nan(reference.gap, reference.on_policy),
+        on_policy_tokens=reference.on_policy,
+        tokens=reference.tokens,
+        reference_seconds=referenced - began,
+        step_seconds=time.perf_counter() - referenced,
+    )
+
+
+def reference_pass(iteration: Iteration) -> Tally:
+    """Fill `iteration.references` with the present weights' log-probs; returns gap and token counts of this rank."""
+
+    def collect(device: Device, logps_BL: Tensor, tally: Tally) -> Tensor:
+        iteration.references[device.micro.index] = logps_BL
+        gap, tokens = weights_gap(logps_BL, device.behaviour_BL, device.on_policy_BL)
+        tally.gap += gap
+        tally.on_policy += tokens
+        tally.tokens += int(device.mask_BL.sum())
+        return logps_BL.new_zeros(())
+
+    with torch.no_grad():
+        return _run(iteration, collect, forward_only=True)
+
+
+def optimizer_step(iteration: Iteration, optimizer: Optimizer) -> tuple[Tally, float]:
+    """One update over all samples; returns this rank's sums and the gradient norm before clipping."""
+    scale = iteration.rank.loss_scale(len(iteration.micros))
+
+    def loss(device: Device, logps_BL: Tensor, tally: Tally) -> Tensor:
+        parts = policy_loss(
+            logps_BL,
+            iteration.references[device.micro.index],
+            device.mask_BL,
+            device.advantage_B,
+            device.weight_B,
+            iteration.settings.tau,
+        )
+        tally.loss += float(parts.loss.detach())
+        real_B = device.weight_B > 0
+        tally.log_ratio += float(parts.log_ratio_B[real_B].sum())
+        tally.samples += int(real_B.sum())
+        return parts.loss * scale
+
+    optimizer.zero_grad()
+    tally = _run(iteration, loss, forward_only=False)
+    return tally, optimizer.step()
+
+
+Consume = Callable[[Device, Tensor, Tally], Tensor]
+
+
+def _run(iteration: Iteration, consume: Consume, *, forward_only: bool) -> Tally:
+    """All micro-batches through Megatron's schedule; `consume` gets each one's log-probs on the last stage."""
+    rank, tally = iteration.rank, Tally()
+
+    def finish(device: Device, logits_BLV: Tensor) -> tuple[Tensor, None]:
+        return consume(device, token_logps(logits_BLV, device.targets_BL, rank), tally), None
+
+    def forward(
+        devices: Iterator[Device], model: torch.nn.Module
+    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Any]]]:
+        device = next(devices)
+        return model(device.tokens_BL, device.positions_BL, None), partial(finish, device)
+
+    run_schedule(
+        rank,
+        forward,
+        iteration.micros,
+        rows=max(len(device.tokens_BL) for device in iteration.micros),
+        length=max(device.tokens_BL.shape[1] for device in iteration.micros),
+        forward_only=forward_only,
+    )
+    return tally
+
+
+def token_logps(logits_BLV: Tensor, targets_BL: Tensor, rank: RankModel) -> Tensor:
+    """float32[B, L] log-probs of the targets from vocabulary-parallel logits; collective over tensor-parallel ranks.
+
+    Megatron's vocabulary-parallel cross entropy is -logp (tensor_parallel/cross_entropy.py); it works in place on
+    float32 logits.
+    """
+    width = logits_BLV.shape[-1]
+    masked_BLV = mask_padded_vocab(logits_BLV.float(), rank.shape.vocab - rank.place.tp_rank * width)
+    return -vocab_parallel_cross_entropy(masked_BLV, targets_BL)
+
+
+def _mean_loss(losses: list[float], rank: RankModel) -> float:
+    return Tally(loss=sum(losses)).over_ranks(rank).loss / len(losses)
+
+
+def _to_device(micro: MicroBatch, device: torch.device) -> Device:
+    def put(array: Any) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Device(
+        micro=micro,
+        tokens_BL=put(micro.tokens_BL),
+        positions_BL=put(micro.positions_BL),
+        targets_BL=put(micro.targets_BL),
+        mask_BL=put(micro.mask_BL),
+        on_policy_BL=put(micro.on_policy_BL),
+        behaviour_BL=put(micro.behaviour_BL),
+        advantage_B=put(micro.advantage_B),
+        weight_B=put(micro.weight_B),
+    )

@@ -1,0 +1,120 @@
+"""`python -m twinpod_sidecar inference|training`: the first process of a container of a hybrid pod."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twinpod.api.environment import Environment, read_environment
+from twinpod.api.load import load_manifest
+from twinpod.api.model_folder import write_model_folder
+from twinpod.api.quantity import to_bytes
+from twinpod.api.types import RLJob
+from twinpod.coordination.etcd import EtcdStore
+from twinpod.coordination.keys import Keys
+from twinpod.errors import InputError, TwinpodError
+from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine, server_args
+from twinpod.records.life import HalfKind, HalfStatus
+from twinpod.rpc.channel import listening_host, serve
+from twinpod_sidecar.children import Children
+from twinpod_sidecar.health import Health
+from twinpod_sidecar.inference import Engine, InferenceHalf, free_port
+from twinpod_sidecar.members import Member
+from twinpod_sidecar.service import HalfService
+from twinpod_sidecar.settings import HalfSettings, check_shared_memory, inference_settings, training_settings
+from twinpod_sidecar.training import TrainerLink, TrainingHalf
+
+log = logging.getLogger("twinpod_sidecar")
+
+
+class SGLang:
+    """The engine kind of this release."""
+
+    def arguments(self, spec: EngineSpec) -> dict[str, Any]:
+        """See EngineKind."""
+        return server_args(spec)
+
+    def connect(self, url: str, api_key: str) -> Engine:
+        """See EngineKind."""
+        return SGLangEngine(url, api_key)
+
+
+async def run_inference(job: RLJob, environment: Environment) -> int:
+    """Wire the inference half and run it."""
+    settings = inference_settings(job, environment, os.environ)
+    news = asyncio.Event()
+    half = InferenceHalf(settings, SGLang(), Children(), news.set)
+    member = _member(environment, HalfKind.INFERENCE, half.status, news)
+    return await _run(settings.half, half, [HalfService(half)], member)
+
+
+async def run_training(job: RLJob, environment: Environment) -> int:
+    """Wire the training half and run it."""
+    attempt = time.time_ns() // 1_000_000
+    settings = training_settings(job, environment, os.environ, free_port=free_port(), attempt=attempt)
+    news = asyncio.Event()
+    half = TrainingHalf(settings, Children(), news.set)
+    member = _member(environment, HalfKind.TRAINING, half.status, news)
+    return await _run(settings.half, half, [HalfService(half), TrainerLink(half, attempt)], member)
+
+
+def _member(environment: Environment, kind: HalfKind, status: Callable[[], HalfStatus], news: asyncio.Event) -> Member:
+    store = EtcdStore(environment.etcd, environment.etcd_tls)
+    keys = Keys(namespace=environment.namespace, job_uid=environment.job_uid)
+    return Member(store, keys.member(environment.pod, kind), status, news)
+
+
+async def _run(
+    settings: HalfSettings, half: InferenceHalf | TrainingHalf, servicers: list[object], member: Member
+) -> int:
+    """Serve the half until it ends; the order of the end: children, word to etcd, gRPC, health."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, half.terminate)
+    host = listening_host(settings.environment.address)
+    health = Health(host, settings.health_port)
+    health.start()
+    try:
+        server = await serve(servicers, f"{host}:{settings.port}", settings.environment.tls)
+        telling = loop.create_task(member.run())
+        health.ready = True
+        code = await half.run()
+        telling.cancel()
+        await member.leave()
+        await server.stop(grace_s=2.0)
+    finally:
+        health.stop()
+    return code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 after EXIT or SIGTERM, 1 when the ranks or the machine failed, 2 for wrong input."""
+    parser = argparse.ArgumentParser(prog="twinpod_sidecar", description=__doc__)
+    parser.add_argument("half", choices=[kind.value for kind in HalfKind], help="which side of the pod this is")
+    kind = HalfKind(parser.parse_args(arguments).half)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        environment = read_environment()
+        job = load_manifest(environment.job_file)
+        if not isinstance(job, RLJob):
+            raise InputError("is no RLJob", where=str(environment.job_file))
+        run = run_inference if kind is HalfKind.INFERENCE else run_training
+        check_shared_memory(environment.shm, to_bytes(job.spec.hybrid.shared_memory))
+        environment.shm.mkdir(parents=True, exist_ok=True)
+        environment.run.mkdir(parents=True, exist_ok=True)
+        write_model_folder(job, environment.model_folder)
+        return asyncio.run(run(job, environment))
+    except TwinpodError as error:
+        print(f"twinpod_sidecar {kind.value}: {error.line()}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,370 @@
+"""The inference half acts here: standby, engine, weights and rollout worker, as `machine` decides.
+
+Every act is a task that ends by posting an event; events are taken one at a time, in order. Nothing waits for
+anything else, so an engine starts while its weights are hashed, and a kill never waits for a start. An engine's tasks
+are cancelled before it is killed, so no late answer of it is heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from twinpod.checkpoint.manifest import manifest_path, write_manifest
+from twinpod.checkpoint.verify import verify_version
+from twinpod.checkpoint.versions import check_version
+from twinpod.errors import EngineFault, TwinpodError
+from twinpod.inference.sglang_engine import EngineSpec
+from twinpod.records import codec
+from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
+from twinpod.records.weights import WeightVersion
+from twinpod.rpc.errors import reply_error
+from twinpod_sidecar import machine, nouns
+from twinpod_sidecar.children import Child, Children, exit_reason, last_line
+from twinpod_sidecar.nouns import Act, Event, State, Weights
+from twinpod_sidecar.service import Desk
+from twinpod_sidecar.settings import InferenceSettings
+from twinpod_sidecar.standby import Standby
+
+log = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """An engine that was started, as its half talks to it. Any error means: restart it. (Six: sleeping is a pair.)"""
+
+    async def wait_healthy(self, deadline_s: float) -> object:
+        """Return when it answers."""
+        ...
+
+    async def load(self, payload: str, version: int) -> float:
+        """Load the weights and observe the version; returns seconds."""
+        ...
+
+    async def abort_all(self) -> None:
+        """Cut all generations."""
+        ...
+
+    async def release(self) -> None:
+        """Give its memory back."""
+        ...
+
+    async def resume(self) -> None:
+        """Undo `release`."""
+        ...
+
+    async def close(self) -> None:
+        """Forget the connections."""
+        ...
+
+
+class EngineKind(Protocol):
+    """The vendor: what an engine is started with, and how it is talked to."""
+
+    def arguments(self, spec: EngineSpec) -> dict[str, Any]:
+        """What the standby starts it with."""
+        ...
+
+    def connect(self, url: str, api_key: str) -> Engine:
+        """A client of it."""
+        ...
+
+
+@dataclass(slots=True)
+class _Running:
+    """The engine of one run: its client, the task that knows its pid, the task that works with it."""
+
+    run: int
+    engine: Engine
+    url: str
+    api_key: str
+    forking: asyncio.Task[int] | None = None
+    task: asyncio.Task[None] | None = None
+
+
+class InferenceHalf:
+    """Life: made inside the event loop, `run` until it is told to end; `execute` and `status` serve gRPC meanwhile."""
+
+    def __init__(
+        self, settings: InferenceSettings, kind: EngineKind, children: Children, changed: Callable[[], None]
+    ) -> None:
+        self._settings, self._kind, self._children, self._changed = settings, kind, children, changed
+        self._state = State(life=settings.life)
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._desk = Desk(self._begin, lambda key: self._events.put_nowait(nouns.Expired(key)))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._standby: Standby | None = None
+        self._running: _Running | None = None
+        self._worker: Child | None = None
+        self._versions: dict[str, WeightVersion] = {}  # of the last SERVE commands, by digest
+        self._seconds = {"start_s": 0.0, "verify_s": 0.0, "load_s": 0.0}
+        self._ending = False
+
+    async def execute(self, command: Command) -> Reply:
+        """See service.Half."""
+        return await self._desk.execute(command)
+
+    def status(self) -> HalfStatus:
+        """See service.Half."""
+        environment, state = self._settings.half.environment, self._state
+        serving = state.loaded if state.engine is EngineState.SERVING else None
+        return HalfStatus(
+            pod=environment.pod,
+            kind=HalfKind.INFERENCE,
+            address=f"{environment.address}:{self._settings.half.port}",
+            state=state.engine.value,
+            version=serving.version if serving else 0,
+            epoch=self._desk.ledger.epoch,
+            attempt=state.attempt,
+            message=state.message,
+        )
+
+    def terminate(self) -> None:
+        """SIGTERM: end in order, children first."""
+        self._events.put_nowait(nouns.Terminate())
+
+    async def run(self) -> int:
+        """Until EXIT or `terminate`; returns the exit code."""
+        self._withdraw()
+        self._spawn(self._keep_standby(0.0))
+        self._spawn(self._keep_worker())
+        while not self._ending:
+            event = await self._events.get()
+            before = self._state
+            self._state, acts = machine.step(self._state, event)
+            log.info("%s: %s -> %s", type(event).__name__, before.engine.value, self._state.engine.value)
+            for act in acts:
+                self._perform(act)
+            if self._state != before:
+                self._changed()
+        await self._wind_up()
+        return 0
+
+    def _begin(self, command: Command) -> None:
+        """A new command goes to the machine; one that cannot be read is answered at once."""
+        weights = None
+        if command.verb is Verb.SERVE:
+            try:
+                version = codec.loads(WeightVersion, command.argument)
+                check_version(version)
+            except TwinpodError as error:
+                self._desk.settle(command.key, reply_error(error), retryable=error.retryable)
+                return
+            weights = Weights(version=version.version, digest=version.digest)
+            self._versions = {**dict(list(self._versions.items())[-3:]), version.digest: version}
+        self._events.put_nowait(nouns.Ordered(command, weights))
+
+    def _perform(self, act: Act) -> None:  # noqa: C901  # one line an act
+        match act:
+            case nouns.StartStandby(pause_s):
+                self._spawn(self._keep_standby(pause_s))
+            case nouns.StartEngine(run, pause_s):
+                self._start_engine(run, pause_s)
+            case nouns.StopEngine(run):
+                self._spawn(self._stop_engine(run))
+            case nouns.WakeEngine(run):
+                self._with_engine(run, lambda engine: engine.resume(), nouns.EngineUp(run))
+            case nouns.ReleaseEngine(run):
+                self._with_engine(run, _release, nouns.EngineAsleep(run))
+            case nouns.AbortAll(run):
+                self._with_engine(run, lambda engine: engine.abort_all(), None)
+            case nouns.Prove(weights):
+                self._spawn(self._prove(self._versions[weights.digest], weights))
+            case nouns.Load(run, weights):
+                self._with_engine(run, lambda engine: self._load(engine, weights), nouns.Loaded(run, weights))
+            case nouns.Announce(weights):
+                self._announce(weights)
+            case nouns.Withdraw():
+                self._withdraw()
+            case nouns.Answer(command, error, retryable):
+                detail = json.dumps(self._seconds) if command.verb is Verb.SERVE and not error else ""
+                self._desk.settle(command.key, error, retryable=retryable, detail=detail)
+            case nouns.End():
+                self._ending = True
+
+    # ---- standby and worker
+
+    async def _keep_standby(self, pause_s: float) -> None:
+        """One life of the standby, told to the machine."""
+        await asyncio.sleep(pause_s)
+        try:
+            standby = Standby.start(self._children, self._settings.standby, self._engine_exited)
+        except TwinpodError as error:
+            self._events.put_nowait(nouns.StandbyDied(error.line()))
+            return
+        self._standby = standby
+        ready = asyncio.create_task(standby.ready.wait())
+        ready.add_done_callback(lambda task: None if task.cancelled() else self._standby_ready(standby))
+        ended = await standby.gone()
+        ready.cancel()
+        await self._children.end_orphans()  # its engines die with it; here that is observed
+        running, self._standby, self._running = self._running, None, None
+        if running is not None:
+            await self._drop(running)
+        self._events.put_nowait(nouns.StandbyDied(ended.reason))
+
+    def _standby_ready(self, standby: Standby) -> None:
+        log.info("standby ready, imports took %.1f s", standby.imports_s)
+        self._events.put_nowait(nouns.StandbyReady())
+
+    async def _keep_worker(self) -> None:
+        """The rollout worker, started again with back-off whenever it ends: it holds nothing that the master does not
+        know.
+        """
+        failures = 0
+        while not self._ending:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            try:
+                self._worker = self._children.start(self._settings.worker)
+                reason = (await self._worker.wait()).reason
+            except TwinpodError as error:
+                reason = error.line()
+            failures = 1 if loop.time() - began > machine.LONGEST_PAUSE_S else failures + 1
+            log.warning("%s; it is started again", reason)
+            await asyncio.sleep(machine.pause(failures))
+
+    # ---- engine
+
+    def _start_engine(self, run: int, pause_s: float) -> None:
+        port, key = free_port(), secrets.token_urlsafe(24)
+        url = f"http://127.0.0.1:{port}"
+        spec = replace(
+            self._settings.engine, port=port, api_key=key, seed=(self._settings.seed * 1_000_003 + run) % 2**31
+        )
+        running = _Running(run, self._kind.connect(url, key), url, key)
+        self._running = running
+        running.task = self._spawn(self._bring_up(running, spec, pause_s))
+
+    async def _bring_up(self, running: _Running, spec: EngineSpec, pause_s: float) -> None:
+        await asyncio.sleep(pause_s)
+        began = asyncio.get_running_loop().time()
+        settings, standby = self._settings, self._standby
+        try:
+            if standby is None:
+                raise EngineFault("the standby died", where="standby")
+            arguments = self._kind.arguments(spec)
+            fork = standby.fork(arguments, settings.engine_log, settings.engine_env)
+            running.forking = asyncio.get_running_loop().create_task(fork)
+            await asyncio.shield(running.forking)  # a fork under way is waited for by whoever stops the engine
+            await running.engine.wait_healthy(settings.start_timeout_s)
+        except TwinpodError as error:
+            self._events.put_nowait(nouns.EngineFaulty(running.run, reply_error(error)))
+            return
+        self._seconds["start_s"] = asyncio.get_running_loop().time() - began
+        self._events.put_nowait(nouns.EngineUp(running.run))
+
+    def _engine_exited(self, pid: int, status: int) -> None:
+        running = self._running
+        if running is None or running.forking is None:
+            return
+        self._running = None
+        self._spawn(self._drop(running))
+        reason = f"the engine {exit_reason(status, oom=False)}"
+        if line := last_line(self._settings.engine_log):
+            reason += f"; its last words: {line}"
+        self._events.put_nowait(nouns.EngineDied(running.run, reason))
+
+    async def _stop_engine(self, run: int) -> None:
+        """Kill it, again and again until it is observed gone; a standby that dies meanwhile has taken it along."""
+        running = self._running
+        if running is not None and running.run == run:
+            await self._drop(running)
+            while running.forking is not None and self._standby is not None:
+                try:
+                    await self._standby.kill(await running.forking)
+                    break
+                except TwinpodError as error:
+                    log.error("engine not gone: %s", error)  # noqa: TRY400  # its line says it all
+                    await asyncio.sleep(machine.pause(2))
+            self._running = None
+        self._events.put_nowait(nouns.EngineGone(run))
+
+    async def _drop(self, running: _Running) -> None:
+        """End its task and connections."""
+        if running.task is not None and running.task is not asyncio.current_task():
+            running.task.cancel()
+        await running.engine.close()
+
+    def _with_engine(self, run: int, act: Callable[[Engine], Coroutine[Any, Any, object]], done: Event | None) -> None:
+        running = self._running
+        if running is None or running.run != run:
+            return  # it died: the machine hears of that by itself
+
+        async def task() -> None:
+            try:
+                await act(running.engine)
+            except TwinpodError as error:
+                self._events.put_nowait(nouns.EngineFaulty(run, reply_error(error)))
+                return
+            if done is not None:
+                self._events.put_nowait(done)
+
+        running.task = self._spawn(task())
+
+    async def _prove(self, version: WeightVersion, weights: Weights) -> None:
+        try:
+            proof = await asyncio.to_thread(verify_version, version)
+        except TwinpodError as error:
+            self._events.put_nowait(nouns.Disproved(weights, reply_error(error), error.retryable))
+            return
+        self._seconds["verify_s"] = proof.seconds
+        self._events.put_nowait(nouns.Proved(weights))
+
+    async def _load(self, engine: Engine, weights: Weights) -> None:
+        version, folder = self._versions[weights.digest], self._settings.half.environment.shm
+        if self._standby is None:
+            raise EngineFault("the standby died", where="standby")
+        digest = write_manifest(folder, version)
+        payload = await self._standby.payload(manifest_path(folder, version.version), digest)
+        await engine.abort_all()
+        self._seconds["load_s"] = await engine.load(payload, version.version)
+
+    def _announce(self, weights: Weights) -> None:
+        assert self._running is not None, "an engine that serves is running"
+        note = {"url": self._running.url, "api_key": self._running.api_key, "version": weights.version}
+        part = self._settings.engine_file.with_suffix(".part")
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            json.dump(note, file)
+        part.rename(self._settings.engine_file)
+
+    def _withdraw(self) -> None:
+        self._settings.engine_file.unlink(missing_ok=True)
+
+    async def _wind_up(self) -> None:
+        """Children first; the standby takes what it forked along."""
+        self._withdraw()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._children.stop_all(self._settings.half.grace_s / 2)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.critical("a task of the half failed; ending", exc_info=error)
+            self.terminate()
+
+
+async def _release(engine: Engine) -> None:
+    await engine.abort_all()
+    await engine.release()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,119 @@
+"""Our side of the standby's pipe (protocol: `twinpod.inference.standby`): JSON lines out, JSON lines in, answers by
+number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from twinpod.errors import EngineFault
+from twinpod_sidecar.children import Child, Children, ChildSpec, Exit
+
+log = logging.getLogger(__name__)
+OP_TIMEOUT_S = 30.0  # forking, pickling a few bytes
+STOP_TIMEOUT_S = 10.0
+
+
+class Standby:
+    """One standby process. Life: `start`, then `ready` (an event), `gone` at its end; a new object for the next one.
+
+    `on_exit(pid, status)` hears of engines that died without being told to.
+    """
+
+    def __init__(self, child: Child, on_exit: Callable[[int, int], None]) -> None:
+        self._child, self._on_exit = child, on_exit
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.ready = asyncio.Event()
+        self.imports_s = 0.0
+        self._reader = asyncio.get_running_loop().create_task(self._read())
+
+    @classmethod
+    def start(cls, children: Children, spec: ChildSpec, on_exit: Callable[[int, int], None]) -> Standby:
+        """Start the process; EnvironmentFault when the machine refuses."""
+        assert spec.pipes, "a standby is talked to through pipes"
+        return cls(children.start(spec), on_exit)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._child.pid
+
+    async def gone(self) -> Exit:
+        """How it ended, once it and its engines are gone."""
+        ended = await self._child.wait()
+        await self._reader
+        return ended
+
+    async def stop(self, grace_s: float) -> Exit:
+        """End it; its engines end with it."""
+        return await self._child.stop(grace_s)
+
+    async def fork(self, arguments: Mapping[str, Any], log_file: Path, env: Mapping[str, str]) -> int:
+        """Pid of a new engine with these server arguments."""
+        answer = await self._ask(OP_TIMEOUT_S, op="start", args=dict(arguments), log=str(log_file), env=dict(env))
+        return int(answer["pid"])
+
+    async def kill(self, pid: int) -> float:
+        """Kill an engine; returns the seconds until every process of it was observed gone."""
+        answer = await self._ask(STOP_TIMEOUT_S + 2.0, op="stop", pid=pid, grace_s=STOP_TIMEOUT_S)
+        return float(answer["seconds"])
+
+    async def payload(self, manifest: Path, digest: str) -> str:
+        """What SGLang's weight update wants to be sent for a manifest."""
+        return str((await self._ask(OP_TIMEOUT_S, op="payload", manifest=str(manifest), digest=digest))["payload"])
+
+    async def _ask(self, timeout_s: float, **message: Any) -> dict[str, Any]:
+        number = next(self._numbers)
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            self._child.stdin.write((json.dumps({"id": number, **message}) + "\n").encode())
+            self._child.stdin.flush()  # some hundred bytes into a pipe that is always read: it does not block
+            found = await asyncio.wait_for(answer, timeout_s)
+        except TimeoutError as error:
+            raise EngineFault(f"no answer to {message['op']} within {timeout_s:g} s", where="standby") from error
+        except OSError as error:
+            raise EngineFault(f"the pipe is broken: {error.strerror}", where="standby") from error
+        finally:
+            self._waiting.pop(number, None)
+        if "error" in found:
+            raise EngineFault(str(found["error"]), where="standby")
+        return found
+
+    async def _read(self) -> None:
+        """Until the pipe ends; whoever waits then hears that the standby died."""
+        reader = asyncio.StreamReader(limit=1 << 20)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), self._child.stdout)
+        try:
+            while line := await reader.readline():
+                self._take(line)
+        finally:
+            transport.close()
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(EngineFault("the standby died", where="standby"))
+
+    def _take(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            log.warning("standby said what is no JSON: %r", line[:200])
+            return
+        match message.get("event"):
+            case "ready":
+                self.imports_s = float(message.get("imports_s", 0.0))
+                self.ready.set()
+            case "exit":
+                self._on_exit(int(message["pid"]), int(message["status"]))
+            case _:
+                answer = self._waiting.get(message.get("id"))
+                if answer is not None and not answer.done():
+                    answer.set_result(message)

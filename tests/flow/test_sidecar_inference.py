@@ -1,0 +1,234 @@
+"""The inference half with real child processes: a fake standby that forks fake engines, a worker that sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from twinpod.errors import StaleEpoch
+from twinpod.records.life import LifeCycle, Verb
+from twinpod.testing.halves import FAKE_ENGINE, FAKE_STANDBY, InferenceBench, kill_now, order, processes
+from twinpod.testing.weights import small_version, spoil
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[InferenceBench]:
+    async with InferenceBench(tmp_path) as running:
+        yield running
+
+
+def announced(bench: InferenceBench) -> dict[str, object]:
+    return json.loads(bench.settings.engine_file.read_text())
+
+
+async def test_prepare_serve_and_rest_go_round_twice(bench: InferenceBench) -> None:
+    for number in (1, 2):
+        version = small_version(bench.folder / "shm", number)
+        assert (await bench.do(order(Verb.PREPARE, number))).error == ""
+        reply = await bench.serve(version, number)
+        assert reply.error == ""
+        assert set(json.loads(reply.detail)) == {"start_s", "verify_s", "load_s"}
+        assert announced(bench)["version"] == number == bench.half.status().version
+        assert (await bench.do(order(Verb.REST, number))).error == ""
+        assert processes(FAKE_ENGINE) == []
+        assert not bench.settings.engine_file.exists()
+
+
+async def test_serve_alone_starts_an_engine(bench: InferenceBench) -> None:
+    assert (await bench.serve(small_version(bench.folder / "shm", 3))).error == ""
+    assert len(processes(FAKE_ENGINE)) == 1
+
+
+async def test_serving_the_same_version_again_changes_nothing(bench: InferenceBench) -> None:
+    version = small_version(bench.folder / "shm", 1)
+    await bench.serve(version, 1)
+    before = announced(bench), processes(FAKE_ENGINE)
+    assert (await bench.serve(version, 2)).error == ""
+    assert (announced(bench), processes(FAKE_ENGINE)) == before
+
+
+async def test_a_newer_version_is_served_without_a_new_engine(bench: InferenceBench) -> None:
+    await bench.serve(small_version(bench.folder / "shm", 1), 1)
+    engines = processes(FAKE_ENGINE)
+    assert (await bench.serve(small_version(bench.folder / "shm", 2), 2)).error == ""
+    assert announced(bench)["version"] == 2
+    assert processes(FAKE_ENGINE) == engines
+
+
+async def test_a_lying_shard_is_named_with_both_digests_and_nothing_is_served(bench: InferenceBench) -> None:
+    version = small_version(bench.folder / "shm", 5)
+    spoil(version, 1)
+    reply = await bench.serve(version)
+    assert reply.error.startswith("IntegrityError: version 5, shard hybrid-0/rank-1: ")
+    assert version.shards[1].digest in reply.error
+    assert reply.error.count("xxh3:") == 2
+    assert not reply.retryable
+    assert not bench.settings.engine_file.exists()
+    assert bench.half.status().version == 0
+
+
+async def test_a_version_whose_arena_is_not_here_is_refused(bench: InferenceBench) -> None:
+    version = small_version(bench.folder / "shm", 1)
+    os.unlink(version.shards[0].path)
+    assert "is not in this pod" in (await bench.serve(version)).error
+
+
+async def test_an_argument_that_is_no_version_is_refused(bench: InferenceBench) -> None:
+    reply = await bench.do(order(Verb.SERVE, argument="{}"))
+    assert reply.error.startswith("ProtocolError: WeightVersion: missing fields")
+
+
+async def test_the_same_key_gets_the_same_answer_and_is_executed_once(bench: InferenceBench) -> None:
+    first = await bench.do(order(Verb.PREPARE))
+    engines = processes(FAKE_ENGINE)
+    await bench.do(order(Verb.REST))
+    assert await bench.do(order(Verb.PREPARE)) == first
+    assert engines
+    assert processes(FAKE_ENGINE) == []
+
+
+async def test_an_older_epoch_is_refused(bench: InferenceBench) -> None:
+    await bench.do(order(Verb.REST, epoch=2))
+    with pytest.raises(StaleEpoch, match="epoch 1 is over"):
+        await bench.do(order(Verb.REST, epoch=1))
+
+
+async def test_an_engine_killed_while_serving_is_replaced_and_serves_the_same_version(bench: InferenceBench) -> None:
+    await bench.serve(small_version(bench.folder / "shm", 4))
+    old = announced(bench)
+    kill_now(FAKE_ENGINE)
+    await bench.news.until(lambda: bench.half.status().attempt == 1)
+    await bench.news.until(lambda: bench.state == "serving")
+    new = announced(bench)
+    assert new["version"] == 4
+    assert new["url"] != old["url"]
+    assert new["api_key"] != old["api_key"]
+
+
+@pytest.mark.parametrize(("hold", "state"), [("start", "starting"), ("load", "loading")])
+async def test_an_engine_killed_on_its_way_is_replaced(bench: InferenceBench, hold: str, state: str) -> None:
+    bench.kind.behaviours = [{"hold": hold}]
+    version = small_version(bench.folder / "shm", 1)
+    task = asyncio.create_task(bench.serve(version))
+    await bench.news.until(lambda: bench.state == state and len(processes(FAKE_ENGINE)) == 1)
+    kill_now(FAKE_ENGINE)
+    assert (await task).error == ""
+    assert bench.half.status().attempt == 1
+
+
+async def test_an_engine_killed_while_idle_is_gone_until_it_is_wanted(bench: InferenceBench) -> None:
+    await bench.do(order(Verb.PREPARE, 1))
+    kill_now(FAKE_ENGINE)
+    await bench.news.until(lambda: bench.half.status().attempt == 1)
+    assert (await bench.serve(small_version(bench.folder / "shm", 1))).error == ""
+
+
+async def test_a_standby_killed_takes_its_engine_along_and_both_come_back(bench: InferenceBench) -> None:
+    await bench.serve(small_version(bench.folder / "shm", 2))
+    (engine,) = processes(FAKE_ENGINE)
+    kill_now(FAKE_STANDBY)
+    await bench.news.until(lambda: bench.half.status().attempt == 1)
+    await bench.news.until(lambda: bench.state == "serving")
+    assert announced(bench)["version"] == 2
+    assert engine not in processes(FAKE_ENGINE)
+
+
+async def test_a_worker_killed_is_started_again(bench: InferenceBench) -> None:
+    await bench.news.until(lambda: len(processes("sleep")) == 1)
+    (old,) = processes("sleep")
+    kill_now("sleep")
+    await bench.news.until(lambda: processes("sleep") not in ([], [old]))
+
+
+async def test_an_engine_that_never_comes_up_is_an_answer_with_its_last_words(bench: InferenceBench) -> None:
+    bench.kind.behaviours = [{"die": "twinpod: no such model"}] * 3
+    reply = await bench.do(order(Verb.PREPARE))
+    assert reply.error == (
+        "EngineFault: the engine exited with code 1; its last words: twinpod: no such model"
+    )
+    assert reply.retryable
+    assert (await bench.do(order(Verb.PREPARE, 1))).error == ""
+
+
+async def test_an_engine_that_serves_another_version_than_asked_for_is_replaced(bench: InferenceBench) -> None:
+    bench.kind.behaviours = [{"lie": "77"}]
+    assert (await bench.serve(small_version(bench.folder / "shm", 1))).error == ""
+    assert bench.half.status().attempt == 1
+
+
+async def test_an_engine_that_refuses_to_load_is_replaced_and_at_last_reported(bench: InferenceBench) -> None:
+    bench.kind.behaviours = [{"refuse": "/update_weights_from_tensor"}] * 3
+    reply = await bench.serve(small_version(bench.folder / "shm", 1))
+    assert "refused, as the test wants" in reply.error
+    assert reply.retryable
+    assert processes(FAKE_ENGINE) == []
+
+
+async def test_a_deadline_is_an_answer_that_says_what_it_waits_for(bench: InferenceBench) -> None:
+    bench.kind.behaviours = [{"hold": "start"}]
+    reply = await bench.do(order(Verb.PREPARE, deadline_s=0.3))
+    assert "prepare not done within 0.3 s; the engine is starting" in reply.error
+    assert reply.retryable
+
+
+async def test_rest_interrupts_a_start(bench: InferenceBench) -> None:
+    bench.kind.behaviours = [{"hold": "start"}]
+    prepare = asyncio.create_task(bench.do(order(Verb.PREPARE)))
+    await bench.news.until(lambda: len(processes(FAKE_ENGINE)) == 1)
+    assert (await bench.do(order(Verb.REST))).error == ""
+    assert "gave way to" in (await prepare).error
+    assert processes(FAKE_ENGINE) == []
+
+
+async def test_exit_leaves_no_process_behind(tmp_path: Path) -> None:
+    async with InferenceBench(tmp_path) as bench:
+        await bench.serve(small_version(tmp_path / "shm", 1))
+        assert (await bench.do(order(Verb.EXIT))).error == ""
+    assert processes("") == []
+
+
+async def test_sigterm_in_the_middle_of_a_load_leaves_no_process_behind(tmp_path: Path) -> None:
+    async with InferenceBench(tmp_path) as bench:
+        bench.kind.behaviours = [{"hold": "load"}]
+        serve = asyncio.create_task(bench.serve(small_version(tmp_path / "shm", 1)))
+        await bench.news.until(lambda: bench.state == "loading")
+        bench.half.terminate()
+        assert "told to end" in (await serve).error
+    assert processes("") == []
+
+
+@pytest.mark.parametrize("life", [LifeCycle.KEEP, LifeCycle.SLEEP])
+async def test_an_engine_that_is_kept_or_sleeps_is_the_same_process_again(tmp_path: Path, life: LifeCycle) -> None:
+    async with InferenceBench(tmp_path, life) as bench:
+        await bench.serve(small_version(tmp_path / "shm", 1), 1)
+        (engine,) = processes(FAKE_ENGINE)
+        assert (await bench.do(order(Verb.REST))).error == ""
+        assert bench.state == ("idle" if life is LifeCycle.KEEP else "asleep")
+        assert not bench.settings.engine_file.exists()
+        await bench.do(order(Verb.PREPARE))
+        assert (await bench.serve(small_version(tmp_path / "shm", 2), 2)).error == ""
+        assert processes(FAKE_ENGINE) == [engine]
+
+
+async def test_an_engine_killed_while_asleep_is_replaced_when_wanted(tmp_path: Path) -> None:
+    async with InferenceBench(tmp_path, LifeCycle.SLEEP) as bench:
+        await bench.serve(small_version(tmp_path / "shm", 1), 1)
+        await bench.do(order(Verb.REST))
+        kill_now(FAKE_ENGINE)
+        await bench.news.until(lambda: bench.state == "none")
+        assert (await bench.serve(small_version(tmp_path / "shm", 1), 2)).error == ""
+
+
+async def test_an_engine_killed_while_it_releases_its_memory_counts_as_rested(tmp_path: Path) -> None:
+    async with InferenceBench(tmp_path, LifeCycle.SLEEP) as bench:
+        bench.kind.behaviours = [{"hold": "release"}]
+        await bench.serve(small_version(tmp_path / "shm", 1))
+        rest = asyncio.create_task(bench.do(order(Verb.REST)))
+        await bench.news.until(lambda: bench.state == "stopping")
+        kill_now(FAKE_ENGINE)
+        assert (await rest).error == ""

@@ -1,0 +1,373 @@
+"""Real Megatron ranks on CPUs, in every layout: same losses, same gradients, same Hugging Face model, whatever the
+layout.
+
+One launch of torchrun per number of ranks; in it each layout and each model family in turn. The ranks write what they
+saw into a folder, and the tests compare. This file is also the ranks' script.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twinpod.arena import Arena
+from twinpod.records.codec import dumps, loads
+from twinpod.records.training import Batch, Sample, TrainSettings
+from twinpod.records.weights import ShardRecord
+from twinpod.trainer.place import Sizes
+
+VOCAB = 13
+COMMON: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": VOCAB,  # odd: padded for two tensor-parallel ranks
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "eos_token_id": 1,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen2": {**COMMON, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {
+        **COMMON,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "tie_word_embeddings": False,
+        "head_dim": 12,
+    },
+    "llama": {**COMMON, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True},
+}
+# ranks -> layouts (tensor, pipeline); what is left is data parallel
+LAUNCHES: dict[int, list[tuple[int, int]]] = {1: [(1, 1)], 2: [(2, 1), (1, 2), (1, 1)], 4: [(2, 2), (2, 1)]}
+LAYOUTS = [(ranks, *layout) for ranks, layouts in LAUNCHES.items() for layout in layouts]
+TOKENS = [[2, 5, 7, 1, 9, 3, 12], [11, 0, 4, 4, 8, 6, 10]]
+SETTINGS = TrainSettings(
+    learning_rate=1e-3,
+    betas=(0.9, 0.95),
+    weight_decay=0.01,
+    eps=1e-8,
+    tau=0.1,
+    mask="all",
+    steps=2,
+    clip_grad=1.0,
+    micro_batch_tokens=48,
+)
+
+
+def make_batch() -> Batch:
+    """24 samples in 6 groups, lengths 1 to 6, versions 1 and 2."""
+    rng = random.Random(5)
+    samples = []
+    for i in range(24):
+        answer = rng.randrange(1, 7)
+        samples.append(
+            Sample(
+                group=i // 4,
+                prompt_tokens=tuple(rng.randrange(VOCAB) for _ in range(rng.randrange(1, 4))),
+                response_tokens=tuple(rng.randrange(VOCAB) for _ in range(answer)),
+                behaviour_logps=tuple(-2.0 - rng.random() for _ in range(answer)),
+                versions=tuple(sorted(rng.randrange(1, 3) for _ in range(answer))),
+                advantage=rng.uniform(-1, 1),
+                reward=0.0,
+            )
+        )
+    return Batch(iteration=1, version=2, group_size=4, samples=tuple(samples))
+
+
+# ---- in the ranks
+# -------------------------------------------------------------------------------------------------------------
+
+
+def rank_main(ranks: int, base: Path) -> None:
+    """Every layout and family of one launch."""
+    from megatron.core import parallel_state
+
+    from twinpod.trainer.megatron import lay_out, start_ranks
+    from twinpod.trainer.wire import Control
+
+    machine = start_ranks(local_rank=0, dtype="float32")
+    control = Control(60.0)
+    for tensor, pipeline in LAUNCHES[ranks]:
+        place = lay_out(Sizes(tensor=tensor, pipeline=pipeline), machine)
+        for family in MODELS:
+            out = base / f"{family}-{ranks}-{tensor}x{pipeline}"
+            out.mkdir(parents=True, exist_ok=True)
+            check_family(family, out, base, place, machine, control)
+        parallel_state.destroy_model_parallel()
+
+
+def check_family(family: str, out: Path, base: Path, place: Any, machine: Any, control: Any) -> None:
+    """Train, export, publish, snapshot and offload one model; results go to `out`."""
+    import torch
+
+    from twinpod.trainer.export import export_folder
+    from twinpod.trainer.megatron import build_rank
+    from twinpod.trainer.memory import RankMemory, observed_bytes
+    from twinpod.trainer.publish import Publisher
+    from twinpod.trainer.shape import shape_from_huggingface
+    from twinpod.trainer.snapshot import load_snapshot, save_snapshot
+    from twinpod.trainer.step import train_iteration
+    from twinpod.trainer.weights import load_folder, load_random
+
+    rank = build_rank(shape_from_huggingface(MODELS[family]), place, machine)
+    load_random(rank.parameters, rank.shape, place, seed=3)
+    stats = [train_iteration(rank, make_batch(), probe(mask)) for mask in ("current", "all")]
+    gradients = export_gradients(rank)
+    stats.append(train_iteration(rank, make_batch(), SETTINGS))
+    export_folder(rank, control, out / "hf", config=MODELS[family], tokenizer=None)
+    logits = compute_logits(rank)
+
+    save_snapshot(rank, control, out / "snapshot", iteration=7, version=8)
+    before = {name: parameter.detach().clone() for name, parameter in rank.parameters.items()}
+    memory = RankMemory(rank, enabled=True)
+    assert memory.offload() == 0 == observed_bytes(rank)
+    memory.onload()
+    assert all(torch.equal(before[name], parameter) for name, parameter in rank.parameters.items()), (
+        "offload and onload changed bits"
+    )
+
+    publisher = (
+        Publisher(rank, out / f"rank-{control.rank}.arena", owner=f"pod/rank-{control.rank}", address="", threads=2)
+        if place.dp_rank == 0
+        else None
+    )
+    shard = publisher.publish(8) if publisher else None
+
+    # Hugging Face -> Megatron -> Hugging Face, from the folder that the single rank wrote; then its snapshot, in this
+    # layout.
+    single = base / f"{family}-1-1x1"
+    wipe(rank)
+    load_folder(rank.parameters, rank.shape, place, single / "hf")
+    export_folder(rank, control, out / "hf-again", config=MODELS[family], tokenizer=None)
+    wipe(rank)
+    note = load_snapshot(rank, single / "snapshot")
+    export_folder(rank, control, out / "hf-resumed", config=MODELS[family], tokenizer=None)
+
+    found = {
+        "place": [place.tp_rank, place.pp_rank, place.dp_rank],
+        "stats": [dumps(s) for s in stats],
+        "note": dumps(note),
+    }
+    found["shard"] = dumps(shard) if shard else ""
+    (out / f"rank-{control.rank}.json").write_text(json.dumps(found))
+    np.savez(out / f"rank-{control.rank}.npz", **gradients, **({} if logits is None else {"logits": logits}))
+
+
+def probe(mask: str) -> TrainSettings:
+    """One step that leaves the weights alone and the summed gradients behind."""
+    import dataclasses
+
+    return dataclasses.replace(SETTINGS, learning_rate=0.0, weight_decay=0.0, clip_grad=0.0, steps=1, mask=mask)
+
+
+def export_gradients(rank: Any) -> dict[str, Any]:
+    """Gradients in Hugging Face form: `name@axis@start` -> part."""
+    from twinpod.trainer.convert.copy import export_all
+    from twinpod.trainer.convert.plan import plan_parts
+
+    parts = plan_parts(rank.shape, rank.place)
+    exported = export_all({name: parameter.grad for name, parameter in rank.parameters.items()}, parts)
+    return {f"{part.name}@{part.axis}@{part.start}": exported[part.name].numpy() for part in parts if part.owned}
+
+
+def wipe(rank: Any) -> None:
+    """So that what is loaded next is what is seen."""
+    for parameter in rank.parameters.values():
+        parameter.detach().fill_(float("nan"))
+
+
+def compute_logits(rank: Any) -> Any:
+    """float32[B, L, V/tp] of this rank on the last stage, else None."""
+    import torch
+
+    from twinpod.trainer.megatron import run_schedule
+
+    seen: list[Any] = []
+    tokens_BL = torch.tensor(TOKENS)
+    positions_BL = torch.arange(tokens_BL.shape[1]).expand_as(tokens_BL)
+
+    def forward(batches: Any, model: Any) -> Any:
+        next(batches)
+
+        def keep(logits_BLV: Any) -> Any:
+            seen.append(logits_BLV.clone())
+            return torch.zeros(()), None
+
+        return model(tokens_BL, positions_BL, None), keep
+
+    with torch.no_grad():
+        run_schedule(rank, forward, [0], rows=tokens_BL.shape[0], length=tokens_BL.shape[1], forward_only=True)
+    return seen[0].numpy() if seen else None
+
+
+# ---- in pytest
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All launches, one after the other; the single rank first, because the others load what it wrote."""
+    folder = tmp_path_factory.mktemp("layouts")
+    for ranks in LAUNCHES:
+        launch(ranks, folder)
+    return folder
+
+
+def launch(ranks: int, folder: Path) -> None:
+    """One torchrun with a deadline; its output is shown when it fails."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+    ]
+    done = subprocess.run(
+        [*command, __file__, str(ranks), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+
+
+def results(base: Path, family: str, ranks: int, tensor: int, pipeline: int) -> list[dict[str, Any]]:
+    """What each rank of a layout wrote, arrays included."""
+    folder = base / f"{family}-{ranks}-{tensor}x{pipeline}"
+    found = []
+    for rank in range(ranks):
+        with np.load(folder / f"rank-{rank}.npz") as arrays:
+            found.append(
+                {**json.loads((folder / f"rank-{rank}.json").read_text()), "arrays": dict(arrays), "folder": folder}
+            )
+    return found
+
+
+def joined_gradients(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Full gradients by Hugging Face name, from the parts of the ranks with data-parallel rank 0."""
+    parts: dict[str, list[tuple[str, int, Any]]] = {}
+    for rank in ranks:
+        if rank["place"][2] == 0:
+            for key, array in rank["arrays"].items():
+                if key != "logits":
+                    name, axis, start = key.split("@")
+                    parts.setdefault(name, []).append((axis, int(start), array))
+    return {
+        name: found[0][2]
+        if found[0][0] == "None"
+        else np.concatenate([a for _, _, a in sorted(found, key=lambda f: f[1])], axis=int(found[0][0]))
+        for name, found in parts.items()
+    }
+
+
+def safetensors(folder: Path) -> dict[str, Any]:
+    """All tensors of an exported folder."""
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+families = pytest.mark.parametrize("family", list(MODELS))
+layouts = pytest.mark.parametrize(("ranks", "tensor", "pipeline"), LAYOUTS)
+
+
+@families
+@layouts
+def test_losses_and_gradients_do_not_depend_on_the_layout(
+    base: Path, family: str, ranks: int, tensor: int, pipeline: int
+) -> None:
+    reference = results(base, family, 1, 1, 1)
+    found = results(base, family, ranks, tensor, pipeline)
+    for one, other in zip(reference[0]["stats"], found[0]["stats"], strict=True):
+        one, other = json.loads(one), json.loads(other)
+        for key in ("loss", "grad_norm", "log_ratio", "weights_gap", "tokens", "on_policy_tokens"):
+            assert other[key] == pytest.approx(one[key], abs=1e-4, rel=1e-4), key
+    assert all(
+        rank["stats"][0].split("reference_seconds")[0] == found[0]["stats"][0].split("reference_seconds")[0]
+        for rank in found
+    )
+    expected, gradients = joined_gradients(reference), joined_gradients(found)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert np.abs(gradient - expected[name]).max() < 1e-4, name
+        assert np.abs(expected[name]).max() > 1e-4, name
+
+
+@families
+@layouts
+def test_exported_model_has_megatrons_logits(base: Path, family: str, ranks: int, tensor: int, pipeline: int) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    found = results(base, family, ranks, tensor, pipeline)
+    last = sorted(
+        (r for r in found if r["place"][1] == pipeline - 1 and r["place"][2] == 0), key=lambda r: r["place"][0]
+    )
+    logits = np.concatenate([rank["arrays"]["logits"] for rank in last], axis=-1)[..., :VOCAB]
+    model = AutoModelForCausalLM.from_pretrained(found[0]["folder"] / "hf", attn_implementation="eager")
+    assert model.dtype == torch.float32
+    with torch.no_grad():
+        expected = model(torch.tensor(TOKENS)).logits.numpy()
+    assert np.abs(logits - expected).max() < 1e-5
+
+
+@families
+@layouts
+def test_conversion_there_and_back_is_bit_equal(
+    base: Path, family: str, ranks: int, tensor: int, pipeline: int
+) -> None:
+    folder = results(base, family, ranks, tensor, pipeline)[0]["folder"]
+    expected = safetensors(base / f"{family}-1-1x1" / "hf")
+    for again in (safetensors(folder / "hf-again"), safetensors(folder / "hf-resumed")):
+        assert again.keys() == expected.keys()
+        assert all(np.array_equal(again[name].view(np.uint8), expected[name].view(np.uint8)) for name in expected)
+
+
+@families
+@layouts
+def test_published_parts_are_the_exported_model(
+    base: Path, family: str, ranks: int, tensor: int, pipeline: int
+) -> None:
+    found = results(base, family, ranks, tensor, pipeline)
+    shards = [loads(ShardRecord, rank["shard"]) for rank in found if rank["shard"]]
+    assert len(shards) == tensor * pipeline
+    expected = safetensors(found[0]["folder"] / "hf")
+    seen = dict.fromkeys(expected, 0)
+    for shard in shards:
+        with Arena.open(Path(shard.path), shard.layout) as arena:
+            assert arena.digest(shard.slot) == shard.digest
+            for part in shard.layout.parts:
+                whole = expected[part.name]
+                stop = part.start + part.shape[part.axis] if part.axis is not None else None
+                piece = whole if part.axis is None else np.take(whole, range(part.start, stop), axis=part.axis)
+                assert np.array_equal(np.array(arena.part(shard.slot, part)), piece), part.name
+                seen[part.name] += piece.size
+    assert all(seen[name] == array.size for name, array in expected.items())
+
+
+def test_a_snapshot_remembers_what_it_is_of(base: Path) -> None:
+    for ranks, tensor, pipeline in LAYOUTS:
+        for rank in results(base, "qwen2", ranks, tensor, pipeline):
+            assert json.loads(rank["note"]) == {"iteration": 7, "version": 8}
+    assert not list(base.glob("*/.*")), "partial folders were left behind"
+
+
+if __name__ == "__main__":
+    rank_main(int(sys.argv[1]), Path(sys.argv[2]))

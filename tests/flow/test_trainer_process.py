@@ -1,0 +1,289 @@
+"""`python -m twinpod.trainer` under torchrun, as the training half starts it: real gRPC with mutual TLS on both
+lines, a played half and a played master. Two launches: two ranks (tensor parallel) through a whole run, then one rank
+that resumes their snapshot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twinpod.arena import Arena
+from twinpod.errors import Unreachable
+from twinpod.records.codec import loads
+from twinpod.records.life import Command, Reply, Verb
+from twinpod.records.training import Batch, Sample, TrainStats
+from twinpod.records.weights import ShardRecord
+from twinpod.rpc.certificates import issue, make_authority
+from twinpod.rpc.channel import RpcServer, serve
+from twinpod.rpc.convert import batch_to_parts, command_to_pb, reply_from_pb
+from twinpod.rpc.v1 import half_pb2, half_pb2_grpc, master_pb2_grpc
+
+DEADLINE_S = 90.0
+
+
+class PlayedHalf(half_pb2_grpc.TrainerLinkServicer):
+    """Hands out commands from a queue and collects the replies by key."""
+
+    def __init__(self) -> None:
+        self.commands: asyncio.Queue[Command] = asyncio.Queue()
+        self.replies: dict[str, asyncio.Future[Reply]] = {}
+        self.ready: list[bool] = []
+
+    async def NextCommand(self, request: Any, context: Any) -> Any:
+        self.ready.append(request.ready)
+        try:
+            return command_to_pb(await asyncio.wait_for(self.commands.get(), min(request.wait_s, 1.0)))
+        except TimeoutError:
+            return half_pb2.Command()
+
+    async def Report(self, request: Any, context: Any) -> Any:
+        self.replies[request.key].set_result(reply_from_pb(request))
+        return half_pb2.Ack()
+
+    async def order(self, verb: Verb, *, iteration: int = 0, version: int = 0, argument: str = "") -> Reply:
+        """One command; its reply."""
+        key = f"1/{iteration}/{verb.value}/{len(self.replies)}"
+        self.replies[key] = asyncio.get_running_loop().create_future()
+        await self.commands.put(
+            Command(
+                key=key, verb=verb, epoch=1, iteration=iteration, version=version, argument=argument, deadline_s=60.0
+            )
+        )
+        return await asyncio.wait_for(self.replies[key], DEADLINE_S)
+
+
+class PlayedMaster(master_pb2_grpc.MasterServicer):
+    """Has the batches of iterations 1 to 3; knows nothing of others."""
+
+    async def FetchBatch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        if request.iteration > 3:
+            raise Unreachable("no batch", where="played master")
+        for part in batch_to_parts(make_batch(request.iteration)):
+            yield part
+
+
+def make_batch(iteration: int) -> Batch:
+    """32 samples; iteration 3 holds a broken one."""
+    rng = random.Random(iteration)
+    samples = [
+        Sample(
+            group=i // 4,
+            prompt_tokens=(2, 3, 4),
+            response_tokens=tuple(rng.randrange(2, 8) for _ in range(4)),
+            behaviour_logps=(-2.0,) * 4,
+            versions=(iteration,) * 4,
+            advantage=rng.uniform(-1, 1),
+            reward=0.5,
+        )
+        for i in range(32)
+    ]
+    if iteration == 3:
+        samples[5] = replace(samples[5], response_tokens=(), behaviour_logps=(), versions=())
+    return Batch(iteration=iteration, version=iteration, group_size=4, samples=tuple(samples))
+
+
+def job(tensor: int) -> dict[str, Any]:
+    """A tiny RLJob."""
+    return {
+        "apiVersion": "twinpod.dev/v1alpha1",
+        "kind": "RLJob",
+        "metadata": {"name": "tiny", "namespace": "default"},
+        "spec": {
+            "iterations": 2,
+            "seed": 4,
+            "model": {
+                "config": {
+                    "architecture": "qwen2",
+                    "hiddenSize": 32,
+                    "layers": 2,
+                    "heads": 4,
+                    "kvHeads": 2,
+                    "ffnSize": 64,
+                    "maxPositions": 32,
+                    "tieEmbeddings": True,
+                },
+                "tokenizer": {"characters": "abcdef="},
+            },
+            "dataset": {"entryPoint": {"target": "example:make"}},
+            "algorithm": {"groupSize": 4, "groupsPerIteration": 8, "learningRate": "1e-3"},
+            "rollout": {"maxTokens": 4},
+            "reward": {"kind": "prefix"},
+            "hybrid": {"trainer": {"tensorParallel": tensor, "offload": True}},
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of a pod: certificates for localhost, shared memory, snapshots."""
+    folder = tmp_path_factory.mktemp("pod")
+    issue(make_authority("tests"), ["localhost"], ["127.0.0.1"]).write(folder / "tls")
+    return folder
+
+
+@asynccontextmanager
+async def trainer(pod: Path, tensor: int) -> AsyncIterator[tuple[PlayedHalf, asyncio.subprocess.Process, Path]]:
+    """Servers and ranks; the ranks are killed at the end if they still run."""
+    half = PlayedHalf()
+    link = await serve([half], "127.0.0.1:0", pod / "tls")
+    master = await serve([PlayedMaster()], "127.0.0.1:0", pod / "tls")
+    log = pod / f"ranks-{tensor}.log"
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(tensor),
+                "-m",
+                "twinpod.trainer",
+            ),
+            env=environment(pod, tensor, link, master),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield half, process, log
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        await link.stop()
+        await master.stop()
+
+
+def environment(pod: Path, tensor: int, link: RpcServer, master: RpcServer) -> dict[str, str]:
+    """What the training half gives its ranks."""
+    (pod / "job.json").write_text(json.dumps(job(tensor)))
+    ours = {
+        "TWINPOD_JOB_NAME": "tiny",
+        "TWINPOD_NAMESPACE": "default",
+        "TWINPOD_JOB_UID": "uid",
+        "TWINPOD_POD": "tiny-hybrid-0",
+        "TWINPOD_ADDRESS": "localhost",
+        "TWINPOD_MASTER": f"localhost:{master.port}",
+        "TWINPOD_LINK": f"localhost:{link.port}",
+        "TWINPOD_ETCD": "localhost:1",
+        "TWINPOD_JOB_FILE": str(pod / "job.json"),
+        "TWINPOD_TLS": str(pod / "tls"),
+        "TWINPOD_SHM": str(pod / "shm"),
+        "TWINPOD_RUN": str(pod / "run"),
+        "TWINPOD_SNAPSHOTS": str(pod / "snapshots"),
+        "OMP_NUM_THREADS": "1",
+    }
+    return {**os.environ, **ours}
+
+
+def weights(shards: list[ShardRecord]) -> dict[str, Any]:
+    """Full tensors, put together from the arenas; digests checked."""
+    pieces: dict[str, list[tuple[int, int | None, Any]]] = {}
+    for shard in shards:
+        with Arena.open(Path(shard.path), shard.layout) as arena:
+            assert arena.digest(shard.slot) == shard.digest
+            for part in shard.layout.parts:
+                pieces.setdefault(part.name, []).append((part.start, part.axis, np.array(arena.part(shard.slot, part))))
+    return {
+        name: found[0][2]
+        if found[0][1] is None
+        else np.concatenate([array for _, _, array in sorted(found, key=lambda p: p[0])], axis=found[0][1])
+        for name, found in pieces.items()
+    }
+
+
+def published(reply: Reply) -> dict[str, Any]:
+    """The weights of a PUBLISH."""
+    assert reply.error == ""
+    return weights([loads(ShardRecord, json.dumps(shard)) for shard in json.loads(reply.detail)])
+
+
+@pytest.mark.asyncio
+async def test_a_run_of_two_ranks_and_a_resume_by_one(pod: Path) -> None:
+    async with trainer(pod, 2) as (half, process, log):
+        early = await half.order(Verb.TRAIN, iteration=1)
+        assert early.error.startswith("ProtocolError: "), log.read_text()
+        assert "order onload with an argument first" in early.error
+        assert (
+            json.loads((await half.order(Verb.ONLOAD, argument='{"snapshot": "", "version": 0}')).detail)["iteration"]
+            == 0
+        )
+        first = published(await half.order(Verb.PUBLISH, version=1))
+
+        reply = await half.order(Verb.TRAIN, iteration=1)
+        assert reply.error == ""
+        stats = loads(TrainStats, reply.detail)
+        assert stats.tokens == stats.on_policy_tokens == 128
+        assert math.isfinite(stats.loss)
+        assert stats.grad_norm > 0
+        assert stats.weights_gap < 1.0
+
+        second = published(await half.order(Verb.PUBLISH, iteration=1, version=2))
+        assert any(not np.array_equal(first[name], second[name]) for name in first)
+
+        assert json.loads((await half.order(Verb.OFFLOAD)).detail) == {"held_bytes": [0, 0]}
+        assert "weights are offloaded; order onload first" in (await half.order(Verb.TRAIN, iteration=2)).error
+        assert (await half.order(Verb.ONLOAD)).error == ""
+        assert all(
+            np.array_equal(array, second[name])
+            for name, array in published(await half.order(Verb.PUBLISH, version=3)).items()
+        )
+
+        missing = await half.order(Verb.TRAIN, iteration=4)
+        assert missing.error.startswith("Unreachable: ")
+        assert missing.retryable
+        assert "InputError: training batch: a sample of group 1" in (await half.order(Verb.TRAIN, iteration=3)).error
+        assert "does not know the verb 'serve'" in (await half.order(Verb.SERVE)).error
+        (pod / "taken").write_text("a file, no folder")
+        assert (await half.order(Verb.SNAPSHOT, argument=str(pod / "taken" / "s"))).error.startswith(
+            "EnvironmentFault: "
+        )
+
+        saved = await half.order(Verb.SNAPSHOT, iteration=1, version=2, argument=str(pod / "snapshots" / "iteration-1"))
+        assert saved.error == ""
+        assert saved.seconds < 2.0
+        assert (await half.order(Verb.EXPORT, argument=str(pod / "snapshots" / "export"))).error == ""
+        assert half.ready[0] is False
+        assert half.ready[-1] is True
+
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.wait(), 20)
+        assert "twinpod/trainer/loop.py" not in log.read_text(), "a rank ended with a traceback"
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    exported = AutoModelForCausalLM.from_pretrained(pod / "snapshots" / "export").state_dict()
+    assert all(np.array_equal(exported[name].numpy(), array) for name, array in second.items())
+    assert AutoTokenizer.from_pretrained(pod / "snapshots" / "export").encode("abc", add_special_tokens=False) == [
+        2,
+        3,
+        4,
+    ]
+
+    async with trainer(pod, 1) as (half, process, log):
+        wrong = await half.order(Verb.ONLOAD, argument=json.dumps({"snapshot": str(pod / "nothing"), "version": 2}))
+        assert "is not a snapshot" in wrong.error
+        resumed = await half.order(
+            Verb.ONLOAD, argument=json.dumps({"snapshot": str(pod / "snapshots" / "iteration-1"), "version": 2})
+        )
+        assert json.loads(resumed.detail) == {"iteration": 1, "version": 2}, resumed.error
+        again = published(await half.order(Verb.PUBLISH, version=2))
+        assert again.keys() == second.keys()
+        assert all(np.array_equal(again[name], second[name]) for name in second)
+        assert (await half.order(Verb.EXIT)).error == ""
+        assert await asyncio.wait_for(process.wait(), 20) == 0, log.read_text()[-3000:]

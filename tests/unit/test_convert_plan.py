@@ -1,0 +1,203 @@
+"""The conversion plan: tiling, names, and the rules for odd sizes.
+
+No tensors but a few numbers to see where rows go.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twinpod.errors import InputError
+from twinpod.trainer.convert.copy import export_part, import_part
+from twinpod.trainer.convert.layout import LOCAL, TRANSFORMER_ENGINE, Part
+from twinpod.trainer.convert.plan import full_tensors, naming_of, plan_parts
+from twinpod.trainer.place import Place, Sizes, check_sizes
+from twinpod.trainer.shape import Family, ModelShape, shape_from_huggingface
+
+
+def _shape(family: Family = Family.QWEN2, **changes: object) -> ModelShape:
+    sizes: dict[str, object] = {
+        "family": family,
+        "hidden": 8,
+        "layers": 4,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 6,
+        "ffn": 12,
+        "vocab": 13,
+        "max_positions": 64,
+        "norm_eps": 1e-6,
+        "rope_theta": 1e4,
+        "rope_llama3_factor": None,
+        "tied": False,
+        "init_std": 0.02,
+    }
+    return ModelShape(**{**sizes, **changes})  # type: ignore[arg-type]
+
+
+def _places(tp: int, pp: int) -> list[Place]:
+    return [Place(tp_rank=t, tp_size=tp, pp_rank=p, pp_size=pp) for t, p in itertools.product(range(tp), range(pp))]
+
+
+@given(
+    st.sampled_from(list(Family)),
+    st.booleans(),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 2, 4]),
+    st.integers(1, 40),
+    st.integers(1, 3),
+)
+def test_owned_parts_of_all_ranks_tile_every_tensor_exactly_once(
+    family: Family, tied: bool, tp: int, pp: int, vocab: int, queries: int
+) -> None:
+    shape = _shape(family, tied=tied, kv_heads=4, heads=4 * queries, vocab=vocab)
+    covered = {name: np.zeros(full, dtype=int) for name, full in full_tensors(shape).items()}
+    for place in _places(tp, pp):
+        for part in plan_parts(shape, place):
+            assert part.full_shape == covered[part.name].shape
+            if part.owned:
+                index = tuple(
+                    slice(part.start, part.stop) if axis == part.axis else slice(None)
+                    for axis in range(len(part.full_shape))
+                )
+                covered[part.name][index] += 1
+    assert all((counts == 1).all() for counts in covered.values())
+
+
+@given(st.sampled_from(list(Family)), st.booleans(), st.sampled_from([1, 2]), st.sampled_from([1, 2]))
+def test_every_rank_can_fill_all_its_parameters(family: Family, tied: bool, tp: int, pp: int) -> None:
+    """All parts, owned or not, cover each source parameter once; only the vocabulary's padding stays."""
+    shape = _shape(family, tied=tied)
+    for place in _places(tp, pp):
+        rows: dict[str, int] = {}
+        for part in plan_parts(shape, place):
+            rows[part.source] = rows.get(part.source, 0) + math.prod(part.shape)
+        local = shape.padded_vocab(tp) // tp
+        for source, count in rows.items():
+            if source.endswith(("word_embeddings.weight", "output_layer.weight")):
+                assert count == (min(shape.vocab, (place.tp_rank + 1) * local) - place.tp_rank * local) * shape.hidden
+        groups = shape.kv_heads // tp
+        assert (
+            rows["decoder.layers.0.self_attention.linear_qkv.weight"]
+            == groups * (shape.heads // shape.kv_heads + 2) * 6 * 8
+        )
+        assert rows["decoder.layers.0.mlp.linear_fc1.weight"] == 2 * shape.ffn // tp * 8
+
+
+def _qkv(name: str, place: Place) -> Part:
+    return next(
+        part
+        for part in plan_parts(_shape(kv_heads=2, head_dim=1), place)
+        if part.name == f"model.layers.0.self_attn.{name}.bias"
+    )
+
+
+@pytest.mark.parametrize(("name", "expected"), [("q_proj", [0, 1, 4, 5]), ("k_proj", [2, 6]), ("v_proj", [3, 7])])
+def test_query_groups_are_taken_apart(name: str, expected: list[int]) -> None:
+    """Megatron's rows with two groups of two heads of size 1: q q k v | q q k v."""
+    part = _qkv(name, Place())
+    out = torch.empty(part.shape)
+    export_part({part.source: torch.arange(8.0)}, part, out)
+    assert out.tolist() == expected
+    back = torch.full((8,), -1.0)
+    import_part({part.source: back}, part, out)
+    assert back[back >= 0].tolist() == expected
+
+
+def test_tensor_parallel_ranks_hold_whole_groups() -> None:
+    part = _qkv("q_proj", Place(tp_rank=1, tp_size=2))
+    assert (part.axis, part.start, part.stop, part.full_shape) == (0, 2, 4, (4,))
+
+
+def test_names_of_both_layer_specs() -> None:
+    sources = {
+        naming: {part.source for part in plan_parts(_shape(), Place(), naming)}
+        for naming in (LOCAL, TRANSFORMER_ENGINE)
+    }
+    assert sources[LOCAL] - sources[TRANSFORMER_ENGINE] == {
+        f"decoder.layers.{i}.{name}"
+        for i in range(4)
+        for name in ("input_layernorm.weight", "pre_mlp_layernorm.weight")
+    }
+    assert sources[TRANSFORMER_ENGINE] - sources[LOCAL] == {
+        f"decoder.layers.{i}.{name}"
+        for i in range(4)
+        for name in ("self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight")
+    }
+    assert naming_of(sources[LOCAL]) is LOCAL
+    assert naming_of(sources[TRANSFORMER_ENGINE]) is TRANSFORMER_ENGINE
+
+
+def test_tied_embedding_is_loaded_at_both_ends_and_exported_once() -> None:
+    shape = _shape(tied=True)
+    first, last = (plan_parts(shape, place) for place in _places(1, 2))
+    embedding = [part for part in (*first, *last) if part.name == "model.embed_tokens.weight"]
+    assert [(part.source, part.owned) for part in embedding] == [
+        ("embedding.word_embeddings.weight", True),
+        ("output_layer.weight", False),
+    ]
+    assert "lm_head.weight" not in full_tensors(shape)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ranks", "message"),
+    [
+        (Sizes(tensor=3), 3, "tensor parallel size: 3 does not divide the model's 4 attention heads"),
+        (Sizes(tensor=4), 4, "tensor parallel size: 4 does not divide the model's 2 key-value heads"),
+        (Sizes(pipeline=3), 3, "pipeline parallel size: 3 does not divide the model's 4 layers"),
+        (Sizes(tensor=2, pipeline=2), 6, "6 ranks cannot hold copies of 2 x 2"),
+        (Sizes(expert=2), 2, "models with experts are not supported yet"),
+    ],
+)
+def test_layouts_that_do_not_fit_are_refused(sizes: Sizes, ranks: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_sizes(_shape(), sizes, ranks)
+
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 100,
+}
+
+
+def test_shape_reads_old_and_new_rope_fields() -> None:
+    assert shape_from_huggingface({**CONFIG, "rope_theta": 5e5}).rope_theta == 5e5
+    assert (
+        shape_from_huggingface({**CONFIG, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}).rope_theta
+        == 1e6
+    )
+    scaled = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    assert shape_from_huggingface({**CONFIG, "rope_scaling": scaled}).rope_llama3_factor == 32.0
+    assert shape_from_huggingface(CONFIG).head_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "architectures: the trainer knows LlamaForCausalLM"),
+        ({"hidden_size": None}, "hidden_size: must be a whole number above 0"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope type 'yarn'"),
+        ({"attention_bias": True}, "attention_bias: is on"),
+        ({"hidden_act": "gelu"}, "hidden_act: 'gelu' is not supported"),
+    ],
+)
+def test_configs_that_the_trainer_cannot_honour_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        shape_from_huggingface({**CONFIG, **change})

@@ -1,0 +1,149 @@
+"""Opening data sets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from twinpod.api.types import DatasetSpec
+from twinpod.errors import InputError
+from twinpod.sampling.datasets import open_dataset
+
+REVERSE = "twinpod.sampling.letters:reverse"
+
+
+def spec(**fields: object) -> DatasetSpec:
+    return DatasetSpec.model_validate(fields)
+
+
+def lines(path, *objects: object) -> dict[str, str]:
+    path.write_text("\n".join(one if isinstance(one, str) else json.dumps(one) for one in objects))
+    return {"path": str(path)}
+
+
+def pair(number: int) -> dict[str, str]:
+    return {"prompt": f"p{number}", "answer": f"a{number}"}
+
+
+SOURCES = [
+    {"entryPoint": {"target": REVERSE, "settings": {"letters": 4}}, "size": 300, "heldOut": 40},
+    {
+        "reasoningGym": {"name": "spell_backward", "settings": {"min_word_len": 3, "max_word_len": 3}},
+        "size": 300,
+        "heldOut": 40,
+    },
+    {"reasoningGym": {"name": "chain_sum"}, "size": 300, "heldOut": 40},
+]
+
+
+@pytest.mark.parametrize("fields", SOURCES, ids=["entry point", "spell_backward", "chain_sum"])
+def test_the_same_job_gives_the_same_prompts_and_none_is_held_out_and_trained_on(fields):
+    first, again = (open_dataset(spec(**fields), 5) for _ in range(2))
+    assert (first.training, first.held_out) == (again.training, again.held_out)
+    assert (len(first.training), len(first.held_out)) == (300, 40)
+    assert len({item.prompt for item in (*first.training, *first.held_out)}) == 340
+    assert open_dataset(spec(**fields), 6).training != first.training
+
+
+def test_json_lines_are_read_in_order_and_doubles_left_out(tmp_path):
+    source = lines(tmp_path / "train.jsonl", pair(0), "", {**pair(1), "difficulty": 0.5}, pair(0), pair(2))
+    dataset = open_dataset(spec(jsonLines=source, heldOut=0), 0)
+    assert [(i.prompt, i.answer, i.difficulty, i.where) for i in dataset.training] == [
+        ("p0", "a0", 0.0, "train.jsonl:1"),
+        ("p1", "a1", 0.5, "train.jsonl:3"),
+        ("p2", "a2", 0.0, "train.jsonl:5"),
+    ]
+    assert (dataset.duplicates, dataset.verifier) == (1, None)
+
+
+def test_which_lines_are_held_out_does_not_depend_on_their_order(tmp_path):
+    forth = open_dataset(spec(jsonLines=lines(tmp_path / "a", *map(pair, range(50))), heldOut=10), 0)
+    back = open_dataset(spec(jsonLines=lines(tmp_path / "b", *map(pair, reversed(range(50)))), heldOut=10), 0)
+    assert {item.prompt for item in forth.held_out} == {item.prompt for item in back.held_out}
+
+
+BAD_LINES = [
+    (pair(0), "{", r"bad.jsonl:2: is not JSON: .* at column 2"),
+    (pair(0), "[1]", r"bad.jsonl:2: is not an object; write"),
+    (pair(0), {"prompt": "x"}, r"bad.jsonl:2: answer is None"),
+    (pair(0), {"prompt": "", "answer": "x"}, r"bad.jsonl:2: prompt is ''"),
+    (pair(0), {**pair(1), "solution": 1}, r"bad.jsonl:2: unknown solution; known are prompt, answer, difficulty"),
+    (pair(0), {**pair(1), "difficulty": 2}, r"bad.jsonl:2: difficulty is 2; give a number from 0 to 1"),
+    (pair(0), {**pair(0), "answer": "b"}, r"bad.jsonl:2: the prompt 'p0' has two answers, 'a0' at bad.jsonl:1 and 'b'"),
+]
+
+
+@pytest.mark.parametrize(("good", "bad", "line"), BAD_LINES)
+def test_a_bad_line_is_named_by_its_number(tmp_path, good, bad, line):
+    with pytest.raises(InputError, match=line):
+        open_dataset(spec(jsonLines=lines(tmp_path / "bad.jsonl", good, bad), heldOut=0), 0)
+
+
+def entry(target: str, **settings: object) -> dict[str, object]:
+    return {"entryPoint": {"target": target, "settings": settings}, "heldOut": 0, "size": 5}
+
+
+def gym(name: str, **settings: object) -> dict[str, object]:
+    return {"reasoningGym": {"name": name, "settings": settings}, "heldOut": 0, "size": 5}
+
+
+REFUSED = [
+    (
+        {"jsonLines": {"path": "/no/such.jsonl"}},
+        r"/no/such.jsonl: cannot be read: No such file.*dataset.jsonLines.path",
+    ),
+    (entry("no_such_package.x:f"), r"dataset.entryPoint.target: .*No module named 'no_such_package'"),
+    (
+        entry("twinpod.sampling.letters:revers"),
+        r"has no function 'revers'; did you mean twinpod.sampling.letters:reverse\?",
+    ),
+    (entry(REVERSE, letters=1, alphabet=2), r"letters:reverse has 2 distinct prompts; 0 held out and 5 to train on"),
+    (entry("json:loads"), r"dataset.entryPoint.target: json:loads failed: TypeError"),
+    (entry("itertools:chain"), r"dataset.entryPoint.target: .*failed|item 0 of"),
+    (gym("spell_backwards"), r"no data set 'spell_backwards'; did you mean spell_backward"),
+    (gym("qqqqqq"), r"no data set 'qqqqqq'; known are .*spell_backward"),
+    (gym("spell_backward", min_word_length=3), r"no setting 'min_word_length'; did you mean min_word_len\?"),
+    (
+        gym("spell_backward", min_word_len=5, max_word_len=4),
+        r"dataset.reasoningGym.settings: AssertionError: max_word_len",
+    ),
+    (
+        {**gym("spell_backward", min_word_len=3, max_word_len=3), "size": 2000},
+        r"has 1370 distinct prompts; 0 held out and 2000",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "line"), REFUSED)
+def test_a_data_set_that_cannot_be_is_refused_in_one_line(fields, line):
+    with pytest.raises(InputError, match=line) as caught:
+        open_dataset(spec(**fields), 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_size_an_entry_point_gives_all_it_has():
+    source = {"target": REVERSE, "settings": {"letters": 2, "alphabet": 4}}
+    dataset = open_dataset(spec(entryPoint=source, heldOut=4), 0)
+    assert (len(dataset.training), len(dataset.held_out)) == (12, 4)
+
+
+def test_too_few_prompts_for_the_held_out_part_is_said_with_numbers(tmp_path):
+    source = lines(tmp_path / "few.jsonl", *map(pair, range(10)))
+    with pytest.raises(
+        InputError, match=r"few.jsonl has 10 distinct prompts; 10 held out and at least one to train on"
+    ):
+        open_dataset(spec(jsonLines=source, heldOut=10), 0)
+
+
+def test_reasoning_gym_scores_by_its_own_rule_under_the_ids_of_this_data_set():
+    fields = {**SOURCES[1]}
+    dataset = open_dataset(spec(**fields), 5)
+    assert dataset.verifier is not None
+    items = (*dataset.training, *dataset.held_out)
+    for prompt_id in (0, 17, 299, 300, 339):
+        word = items[prompt_id].answer
+        assert dataset.verifier.score(prompt_id, word) == 1.0
+        assert dataset.verifier.score(prompt_id, word.upper()) == 1.0
+        assert dataset.verifier.score(prompt_id, word[0]) == pytest.approx(1 / 3)
+        assert dataset.verifier.score(prompt_id, "") == 0.0

@@ -1,0 +1,100 @@
+"""The pure decisions of local mode: what a failed pod means, which folder may be resumed, which address is free."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from twinpod.api.load import load_manifest
+from twinpod.errors import EnvironmentFault, InputError
+from twinpod.local.addresses import choose_block, hosts_file, pod_address
+from twinpod.local.folder import RunFolder, refuse_difference
+from twinpod.local.pods import Outcome
+from twinpod.local.supervisor import Verdict, decide
+
+SAMPLE = Path(__file__).resolve().parents[2] / "manifests/samples/reverse-letters.yaml"
+
+
+def ended(pod: str, code: int) -> Outcome:
+    return Outcome(pod=pod, code=code, reason=f"{pod} ended with {code}" if code else "")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "restarts", "verdict"),
+    [
+        ([], 0, Verdict.GOES_ON),
+        ([ended("j-master", 0)], 0, Verdict.SUCCEEDED),
+        ([ended("j-hybrid-0", 0)], 0, Verdict.GOES_ON),
+        ([ended("j-hybrid-0", 1), ended("j-master", 0)], 0, Verdict.SUCCEEDED),
+        ([ended("j-hybrid-0", 1)], 0, Verdict.RESTARTS),
+        ([ended("j-master", -9)], 2, Verdict.RESTARTS),
+        ([ended("j-master", -9)], 3, Verdict.FAILED),
+        ([ended("j-master", 2)], 0, Verdict.FAILED),
+    ],
+)
+def test_what_ended_pods_mean_for_the_job(outcomes: list[Outcome], restarts: int, verdict: Verdict) -> None:
+    assert decide(outcomes, "j-master", restarts, 3).verdict is verdict
+
+
+def test_used_up_restarts_are_told_with_their_reason() -> None:
+    reason = decide([ended("j-master", 1)], "j-master", 3, 3).reason
+    assert "j-master ended with 1" in reason
+    assert "all 3 restarts are used up" in reason
+
+
+def test_a_second_run_on_the_same_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.lock()
+    assert first.in_use()
+    with pytest.raises(EnvironmentFault) as refused:
+        second.lock()
+    assert "another run uses this folder" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_uid_of_a_run_survives_its_process(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path).uid() == RunFolder(tmp_path).uid()
+
+
+def test_a_resumed_folder_keeps_its_job(tmp_path: Path) -> None:
+    job = load_manifest(SAMPLE)
+    folder = RunFolder(tmp_path)
+    assert folder.adopt(job) is False
+    assert folder.adopt(job) is True
+
+
+def test_another_job_in_the_same_folder_is_refused_by_its_field() -> None:
+    with pytest.raises(InputError) as refused:
+        refuse_difference({"spec": {"seed": 1, "iterations": 5}}, {"spec": {"seed": 2, "iterations": 9}}, "runs/x")
+    assert refused.value.where == "spec.seed"
+
+
+def test_more_iterations_in_the_same_folder_are_welcome() -> None:
+    refuse_difference({"spec": {"iterations": 5}}, {"spec": {"iterations": 9}}, "runs/x")
+
+
+def test_a_block_with_a_taken_port_is_passed_over() -> None:
+    free = choose_block([(7400,)], (2379,))
+    with socket.socket() as listener:
+        listener.bind((pod_address(free, 0), 7400))
+        listener.listen()
+        assert choose_block([(7400,)], (2379,)) != free
+
+
+def test_a_port_taken_everywhere_is_named() -> None:
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(EnvironmentFault) as refused:
+            choose_block([(port,)], ())
+    assert f"port {port} is taken" in str(refused.value)
+    assert "ss -ltnp" in str(refused.value)
+
+
+def test_the_hosts_file_names_every_pod() -> None:
+    text = hosts_file({"127.74.1.10": ("j-master", "j-master.j")})
+    assert "127.74.1.10 j-master j-master.j\n" in text
+    assert "127.0.0.1 localhost" in text

@@ -1,0 +1,81 @@
+"""Prompts to ids, answers to text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tokenizers import Tokenizer as Vocabulary
+from tokenizers import decoders, models, pre_tokenizers
+
+from twinpod.errors import InputError
+from twinpod.sampling.items import Dataset, Item
+from twinpod.sampling.tokens import Tokenizer, build_prompts
+
+
+def folder(path, characters="abc=", eos="<eos>", **files: object):
+    words = {word: number for number, word in enumerate(["<pad>", "<eos>", *characters])}
+    vocabulary = Vocabulary(models.BPE(vocab=words, merges=[]))
+    vocabulary.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    vocabulary.decoder = decoders.Fuse()
+    vocabulary.add_special_tokens(["<pad>", "<eos>"])
+    vocabulary.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return path
+
+
+def dataset(*prompts: str) -> Dataset:
+    items = tuple(Item(prompt=prompt, answer="a", where=f"train.jsonl:{n}") for n, prompt in enumerate(prompts, 1))
+    return Dataset(name="d", training=items[:-1], held_out=items[-1:], duplicates=0, verifier=None)
+
+
+def test_text_comes_back_and_ends_at_the_first_stop(tmp_path):
+    tokenizer = Tokenizer(folder(tmp_path))
+    assert tokenizer.encode("cab=") == (4, 2, 3, 5)
+    assert tokenizer.encode_many(["a", "bc"]) == [(2,), (3, 4)]
+    assert [tokenizer.decode(ids) for ids in ((4, 2), (4, 1, 2), (1,), (), (0, 4, 0))] == ["ca", "c", "", "", "c"]
+    assert (tokenizer.eos_id, tokenizer.stop_ids, tokenizer.size) == (1, (1,), 6)
+
+
+def test_every_id_that_ends_an_answer_is_a_stop_the_tokenizers_own_first(tmp_path):
+    path = folder(
+        tmp_path, eos={"content": "<eos>"}, generation_config={"eos_token_id": [0, 1]}, config={"eos_token_id": 5}
+    )
+    assert Tokenizer(path).stop_ids == (1, 0, 5)
+
+
+def test_prompts_get_the_template_and_ids_that_go_on_into_the_held_out_part(tmp_path):
+    training, held_out = build_prompts(dataset("ab", "ba", "cc"), "{prompt}=", Tokenizer(folder(tmp_path)))
+    assert [(p.prompt_id, p.text, p.tokens) for p in (*training, *held_out)] == [
+        (0, "ab=", (2, 3, 5)),
+        (1, "ba=", (3, 2, 5)),
+        (2, "cc=", (4, 4, 5)),
+    ]
+    assert len(held_out) == 1
+
+
+def test_a_character_that_the_tokenizer_lacks_is_named_with_its_place(tmp_path):
+    with pytest.raises(
+        InputError, match=r"train.jsonl:2: prompt 1, line 2, column 3: the tokenizer has no 'z'; add .*'z'"
+    ):
+        build_prompts(dataset("ab", "a\nbbz", "cc"), "{prompt}", Tokenizer(folder(tmp_path, "abc\n")))
+
+
+def test_a_newline_is_a_character_too(tmp_path):
+    with pytest.raises(InputError, match=r"line 1, column 2: the tokenizer has no '\\n'"):
+        build_prompts(dataset("a\nb", "cc"), "{prompt}", Tokenizer(folder(tmp_path, "abc")))
+
+
+def test_a_missing_or_broken_tokenizer_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match=r"tokenizer.json: cannot be read: No such file.*model.tokenizer"):
+        Tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer.json: is no tokenizer"):
+        Tokenizer(tmp_path)
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"tokenizer_config.json: names no token that ends an answer"):
+        Tokenizer(folder(tmp_path, eos=None))
