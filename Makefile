@@ -34,16 +34,16 @@ pins: ## write constraints/python.txt again from the environment that .venv poin
 	@./tools/pins
 
 bench: setup ## weights, switch, load and overhead, as a table and tests/bench/results/circle.json
-	@$(PY) -m tests.bench.circle
+	@$(PY) tests/bench/bench_circle.py
 
 bench-rollout: setup ## tokens per second of the CPU engine against torch_native
-	@$(PY) -m tests.bench.rollout
+	@$(PY) tests/bench/bench_rollout.py
 
 bench-learning: setup ## three seeds of the samples to their end, as a table and tests/bench/results/learning.json
-	@$(PY) -m tests.bench.learning
+	@$(PY) tests/bench/bench_learning.py
 
 soak: setup ## a long run with random kills of every process
-	@$(PY) -m tests.bench.soak
+	@$(PY) tests/bench/soak.py
 
 doctor: ## what this machine lacks, and the command that mends it
 	@.venv/bin/twinpod doctor

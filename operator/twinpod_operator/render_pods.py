@@ -97,6 +97,8 @@ class Attempt:
             "TWINPOD_MASTER": f"{master}:{names.MASTER_PORT}",
             "TWINPOD_ETCD": ",".join(self.platform.etcd),
             "HOME": names.TEMPORARY_FOLDER,
+            # One thread a process: many processes share a node's cores here, and OpenMP's waiting threads spin on them.
+            "OMP_NUM_THREADS": "1",
         }
 
 

@@ -100,6 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("half", choices=[kind.value for kind in HalfKind], help="which side of the pod this is")
     kind = HalfKind(parser.parse_args(arguments).half)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line a request otherwise
     try:
         environment = read_environment()
         job = load_manifest(environment.job_file)

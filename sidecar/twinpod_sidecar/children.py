@@ -167,15 +167,15 @@ class Child:
 
 def exit_reason(status: int, *, oom: bool) -> str:
     """An exit status in words; `oom`: the kernel has killed for memory in our group meanwhile. Pure."""
-    if status >= 0:
-        return f"exited with code {status}"
     try:
-        name = signal.Signals(-status).name
+        ended = f"exited with code {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
     except ValueError:
-        name = f"signal {-status}"
-    if oom and -status == signal.SIGKILL:
+        ended = f"was killed by signal {-status}"
+    if oom and status == -signal.SIGKILL:
         return "was killed by the kernel because the container ran out of memory (OOM); raise its memory limit"
-    return f"was killed by {name}"
+    if oom and status:
+        return f"{ended} after the container ran out of memory (OOM); raise its memory limit"
+    return ended
 
 
 def last_line(log: Path) -> str:
@@ -186,10 +186,9 @@ def last_line(log: Path) -> str:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
         return ""
-    told = [
-        line for line in lines if line.startswith("twinpod")
-    ]  # our own last line says more than a launcher's after it
-    return next((line[:300] for line in reversed(told or lines) if line), "")
+    told = [line for line in lines if line.startswith("twinpod") and ": " in line]  # our own line says more than a
+    killed = [line for line in lines if line.startswith("traceback : Signal")]  # launcher's around it, and that torchrun
+    return next((line[:300] for line in reversed(told or killed or lines) if line), "")  # saw a signal, than its frame
 
 
 def oom_kills() -> int:

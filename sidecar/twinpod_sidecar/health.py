@@ -24,7 +24,7 @@ class Health:
 
     def __init__(self, host: str, port: int) -> None:
         self.ready = False
-        self._beat = time.monotonic()
+        self.beat = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         health = self
 
@@ -56,7 +56,7 @@ class Health:
 
     def answer(self) -> tuple[int, str]:
         """Status code and words."""
-        age = time.monotonic() - self._beat
+        age = time.monotonic() - self.beat
         if age > STUCK_S:
             return 503, f"the event loop has been stuck for {age:.0f} s"
         return (200, "ok") if self.ready else (503, "starting")
@@ -75,5 +75,5 @@ class Health:
 
     async def _beats(self) -> None:
         while True:
-            self._beat = time.monotonic()
+            self.beat = time.monotonic()
             await asyncio.sleep(BEAT_S)

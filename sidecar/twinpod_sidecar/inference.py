@@ -27,7 +27,7 @@ from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Rep
 from twinpod.records.weights import WeightVersion
 from twinpod.rpc.errors import reply_error
 from twinpod_sidecar import machine, nouns
-from twinpod_sidecar.children import Child, Children, exit_reason, last_line
+from twinpod_sidecar.children import Child, Children, exit_reason, last_line, oom_kills
 from twinpod_sidecar.nouns import Act, Event, State, Weights
 from twinpod_sidecar.service import Desk
 from twinpod_sidecar.settings import InferenceSettings
@@ -84,6 +84,7 @@ class _Running:
     engine: Engine
     url: str
     api_key: str
+    oom_before: int
     forking: asyncio.Task[int] | None = None
     task: asyncio.Task[None] | None = None
 
@@ -238,7 +239,7 @@ class InferenceHalf:
         spec = replace(
             self._settings.engine, port=port, api_key=key, seed=(self._settings.seed * 1_000_003 + run) % 2**31
         )
-        running = _Running(run, self._kind.connect(url, key), url, key)
+        running = _Running(run, self._kind.connect(url, key), url, key, oom_kills())
         self._running = running
         running.task = self._spawn(self._bring_up(running, spec, pause_s))
 
@@ -266,7 +267,7 @@ class InferenceHalf:
             return
         self._running = None
         self._spawn(self._drop(running))
-        reason = f"the engine {exit_reason(status, oom=False)}"
+        reason = f"the engine {exit_reason(status, oom=oom_kills() > running.oom_before)}"
         if line := last_line(self._settings.engine_log):
             reason += f"; its last words: {line}"
         self._events.put_nowait(nouns.EngineDied(running.run, reason))

@@ -16,6 +16,7 @@ from twinpod.records.life import HalfStatus
 
 log = logging.getLogger(__name__)
 REFRESH_S = MEMBER_LEASE_S / 3
+LEAVE_S = 2.0  # of the grace that a half has to end
 
 
 class Member:
@@ -40,8 +41,9 @@ class Member:
     async def leave(self) -> None:
         """Remove the key: an orderly end need not wait for the lease."""
         try:
-            await self._store.delete(self._key)
-        except TwinpodError as error:
+            async with asyncio.timeout(LEAVE_S):
+                await self._store.delete(self._key)
+        except (TwinpodError, TimeoutError) as error:
             log.info("could not leave: %s", error)
 
     async def _write(self) -> None:

@@ -14,7 +14,7 @@ from twinpod.api import names
 from twinpod.api.environment import Environment
 from twinpod.api.model_folder import hf_config
 from twinpod.api.types import RLJob
-from twinpod.errors import EnvironmentFault
+from twinpod.errors import EnvironmentFault, InputError
 from twinpod.inference.sglang_engine import EngineSpec
 from twinpod.records.life import LifeCycle
 from twinpod_sidecar.children import ChildSpec
@@ -63,6 +63,12 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
     engine = spec.inference
     env = {"OMP_NUM_THREADS": threads_a_process(engine.tensor_parallel), **variables}
     accelerators = spec.accelerators > 0
+    if spec.life_cycle is LifeCycle.SLEEP and not accelerators:
+        raise InputError(
+            "Sleep gives an accelerator's memory back, and this pod has none",
+            where="spec.hybrid.lifeCycle",
+            mend="use Restart or Keep",
+        )
     return InferenceSettings(
         half=_half(environment, names.INFERENCE_PORT, names.INFERENCE_HEALTH_PORT),
         life=spec.life_cycle,
@@ -79,7 +85,7 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
             accelerators=accelerators,
             attention_backend=engine.attention_backend or "",
             max_running=engine.max_running,
-            sleep=spec.life_cycle is LifeCycle.SLEEP and accelerators,
+            sleep=spec.life_cycle is LifeCycle.SLEEP,
         ),
         engine_file=environment.run / "engine.json",
         engine_log=environment.run / "engine.log",

@@ -68,6 +68,8 @@ class TrainingHalf:
         watch = asyncio.get_running_loop().create_task(self._watch(self._ranks))
         code = await self._end
         watch.cancel()
+        if code:
+            log.error("%s", self._state.message)
         await self._children.stop_all(self._settings.half.grace_s / 2)
         return code
 

@@ -148,9 +148,7 @@ async def test_a_worker_killed_is_started_again(bench: InferenceBench) -> None:
 async def test_an_engine_that_never_comes_up_is_an_answer_with_its_last_words(bench: InferenceBench) -> None:
     bench.kind.behaviours = [{"die": "twinpod: no such model"}] * 3
     reply = await bench.do(order(Verb.PREPARE))
-    assert reply.error == (
-        "EngineFault: the engine exited with code 1; its last words: twinpod: no such model"
-    )
+    assert reply.error == ("EngineFault: the engine exited with code 1; its last words: twinpod: no such model")
     assert reply.retryable
     assert (await bench.do(order(Verb.PREPARE, 1))).error == ""
 

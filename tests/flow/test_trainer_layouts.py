@@ -24,6 +24,7 @@ from twinpod.records.training import Batch, Sample, TrainSettings
 from twinpod.records.weights import ShardRecord
 from twinpod.trainer.place import Sizes
 
+pytestmark = pytest.mark.timeout(900)  # three launches behind one fixture, on a machine that may be busy
 VOCAB = 13
 COMMON: dict[str, Any] = {
     "hidden_size": 32,
@@ -59,6 +60,7 @@ SETTINGS = TrainSettings(
     weight_decay=0.01,
     eps=1e-8,
     tau=0.1,
+    temperature=0.8,
     mask="all",
     steps=2,
     clip_grad=1.0,
@@ -123,6 +125,7 @@ def check_family(family: str, out: Path, base: Path, place: Any, machine: Any, c
 
     rank = build_rank(shape_from_huggingface(MODELS[family]), place, machine)
     load_random(rank.parameters, rank.shape, place, seed=3)
+    export_folder(rank, control, out / "hf-first", config=MODELS[family], tokenizer=None)
     stats = [train_iteration(rank, make_batch(), probe(mask)) for mask in ("current", "all")]
     gradients = export_gradients(rank)
     stats.append(train_iteration(rank, make_batch(), SETTINGS))
@@ -242,7 +245,7 @@ def launch(ranks: int, folder: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
@@ -308,6 +311,32 @@ def test_losses_and_gradients_do_not_depend_on_the_layout(
     for name, gradient in gradients.items():
         assert np.abs(gradient - expected[name]).max() < 1e-4, name
         assert np.abs(expected[name]).max() > 1e-4, name
+
+
+@families
+def test_loss_gradient_and_gap_are_those_of_transformers(base: Path, family: str) -> None:
+    """The whole way, written out with another implementation: one step's loss, its gradient and the weights gap."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    (found,) = results(base, family, 1, 1, 1)
+    model = AutoModelForCausalLM.from_pretrained(found["folder"] / "hf-first", attn_implementation="eager")
+    loss, gaps = torch.zeros(()), []
+    for sample in make_batch().samples:
+        tokens_L = torch.tensor(sample.prompt_tokens + sample.response_tokens)
+        logps_LV = torch.log_softmax(model(tokens_L[None]).logits[0, :-1] / SETTINGS.temperature, dim=-1)
+        logps_R = logps_LV.gather(1, tokens_L[1:, None])[len(sample.prompt_tokens) - 1 :, 0]
+        loss = loss - sample.advantage * logps_R.sum() / len(make_batch().samples)
+        each = zip(logps_R.tolist(), sample.behaviour_logps, sample.versions, strict=True)
+        gaps += [abs(ours - theirs) for ours, theirs, version in each if version == make_batch().version]
+    loss.backward()
+    stats = json.loads(found["stats"][1])
+    assert stats["loss"] == pytest.approx(float(loss.detach()), abs=1e-5)
+    assert stats["weights_gap"] == pytest.approx(np.mean(gaps), abs=1e-5)
+    gradients = joined_gradients([found])
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert np.abs(gradients[name] - parameter.grad.numpy()).max() < 1e-4 * float(parameter.grad.abs().max()), name
 
 
 @families

@@ -32,7 +32,8 @@ from twinpod.rpc.channel import RpcServer, serve
 from twinpod.rpc.convert import batch_to_parts, command_to_pb, reply_from_pb
 from twinpod.rpc.v1 import half_pb2, half_pb2_grpc, master_pb2_grpc
 
-DEADLINE_S = 90.0
+pytestmark = pytest.mark.timeout(600)
+DEADLINE_S = 120.0  # for one command; the first includes the start of the ranks
 
 
 class PlayedHalf(half_pb2_grpc.TrainerLinkServicer):
@@ -256,7 +257,7 @@ async def test_a_run_of_two_ranks_and_a_resume_by_one(pod: Path) -> None:
 
         saved = await half.order(Verb.SNAPSHOT, iteration=1, version=2, argument=str(pod / "snapshots" / "iteration-1"))
         assert saved.error == ""
-        assert saved.seconds < 2.0
+        assert saved.seconds < 10.0
         assert (await half.order(Verb.EXPORT, argument=str(pod / "snapshots" / "export"))).error == ""
         assert half.ready[0] is False
         assert half.ready[-1] is True

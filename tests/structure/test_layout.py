@@ -82,7 +82,9 @@ def test_no_error_is_swallowed_in_silence() -> None:
     for path in tracked("python/*.py", "operator/*.py", "sidecar/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler) and all(isinstance(step, ast.Pass) for step in node.body):
-                broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException"))
+                broad = node.type is None or (
+                    isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
+                )
                 if broad:
                     silent.append(f"{path.relative_to(TOP)}:{node.lineno}")
     assert silent == []
@@ -90,10 +92,14 @@ def test_no_error_is_swallowed_in_silence() -> None:
 
 def test_tests_do_not_sleep() -> None:
     sleep = re.compile(r"\btime\.sleep\(")
-    assert [str(path) for path in tracked("tests/*.py") if sleep.search(path.read_text()) and path != Path(__file__)] == []
+    assert [
+        str(path) for path in tracked("tests/*.py") if sleep.search(path.read_text()) and path != Path(__file__)
+    ] == []
 
 
-PLACES = re.compile(r"(?<![\w.])/(root|work|home/\w+)/[\w.]|/opt/wheels|https?://[^\s\"'<>)]*(pypi|simple|registry|mirror|proxy)[^\s]*")
+PLACES = re.compile(
+    r"(?<![\w.])/(root|work|home/\w+)/[\w.]|/opt/wheels|https?://[^\s\"'<>)]*(pypi|simple|registry|mirror|proxy)[^\s]*"
+)
 
 
 def test_no_committed_file_names_this_machine_or_a_package_registry() -> None:

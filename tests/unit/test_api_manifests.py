@@ -77,7 +77,7 @@ BAD_JOBS: list[tuple[str, Any, str]] = [
     (
         "metadata.name",
         "My_Job",
-        'metadata.name: is "My_Job"; must be lower-case letters, digits and \'-\', and begin with a letter',
+        "metadata.name: is \"My_Job\"; must be lower-case letters, digits and '-', and begin with a letter",
     ),
     ("metadata.name", "x" * 45, "metadata.name: is too long; at most 44 characters"),
     (
@@ -85,7 +85,11 @@ BAD_JOBS: list[tuple[str, Any, str]] = [
         "letters.reverse",
         'spec.dataset.entryPoint.target: is "letters.reverse"; must look like "package.module:function"',
     ),
-    ("spec.model.tokenizer.characters", "abca", "spec.model.tokenizer.characters: holds 'a' twice; each character is one token"),
+    (
+        "spec.model.tokenizer.characters",
+        "abca",
+        "spec.model.tokenizer.characters: holds 'a' twice; each character is one token",
+    ),
     ("spec.model.tokenizer.characters", "", "spec.model.tokenizer.characters: is empty; write something"),
     (
         "spec.hybrid.trainer.tensorParallel",
@@ -117,8 +121,10 @@ BAD_JOBS: list[tuple[str, Any, str]] = [
     (
         "spec.rollout.groupsInFlight",
         8,
-        "spec.rollout.groupsInFlight: 8 is below algorithm.groupsPerIteration (32); an iteration could never finish that"
-        " many groups",
+        (
+            "spec.rollout.groupsInFlight: 8 is below algorithm.groupsPerIteration (32); an iteration could never"
+            " finish that many groups"
+        ),
     ),
     (
         "spec.rollout.maxTokens",
@@ -167,14 +173,18 @@ BAD_JOBS: list[tuple[str, Any, str]] = [
     (
         "spec.hybrid",
         {"accelerators": 8, "lifeCycle": "Keep"},
-        "spec.hybrid.lifeCycle: Keep would leave the engine on the accelerators that the trainer needs; use Restart or"
-        " Sleep (Keep is for pods without accelerators)",
+        (
+            "spec.hybrid.lifeCycle: Keep would leave the engine on the accelerators that the trainer needs;"
+            " use Restart or Sleep (Keep is for pods without accelerators)"
+        ),
     ),
     (
         "spec.hybrid",
         {"accelerators": 1, "trainer": {"tensorParallel": 2, "pipelineParallel": 2}},
-        "spec.hybrid.trainer: tensorParallel 2 x pipelineParallel 2 x dataParallel 1 is more than the accelerators of a"
-        " pod (1)",
+        (
+            "spec.hybrid.trainer: tensorParallel 2 x pipelineParallel 2 x dataParallel 1 is more than the"
+            " accelerators of a pod (1)"
+        ),
     ),
     (
         "spec.hybrid.runtimeClass",
@@ -202,7 +212,10 @@ BAD_TEXTS: list[tuple[str, str]] = [
     ("apiVersion: twinpod.dev/v1alpha1\nkind: Pod\n", 'kind: is "Pod"; must be RLJob'),
     ("apiVersion: twinpod.dev/v1alpha1\nkind: RolloutPool\n", "kind: is RolloutPool; an RLJob is needed here"),
     ("apiVersion: twinpod.dev/v1alpha1\nspec: {}\n", "kind: is missing; write RLJob"),
-    ("a: 1\n---\nb: 2\n", "line 3: a second document begins; one file holds one resource, put the others into files of their own"),
+    (
+        "a: 1\n---\nb: 2\n",
+        "line 3: a second document begins; one file holds one resource, put the others into files of their own",
+    ),
     ("a: 1\nb: 2\na: 3\n", "line 3: a stands twice in one object; remove one"),
     ("a: 1\n1: 2\n", "line 2: the field name 1 is not text; write it in quotes"),
     (
@@ -211,8 +224,10 @@ BAD_TEXTS: list[tuple[str, str]] = [
     ),
     (
         "a: b: c\n",
-        "line 1, column 5: not YAML: mapping values are not allowed here; check the indentation and put text that contains"
-        " ': ' into quotes",
+        (
+            "line 1, column 5: not YAML: mapping values are not allowed here; check the indentation and put text"
+            " that contains ': ' into quotes"
+        ),
     ),
     ("a: {b: 1\n", "line 2, column 1: not YAML: expected ',' or '}', but got '<stream end>'"),
     ("a: *b\n", "line 1, column 4: not YAML: found undefined alias 'b'"),
@@ -346,7 +361,12 @@ def test_one_key_value_head_is_fine_without_tensor_parallelism() -> None:
 
 def test_what_a_cluster_gives_back_can_be_read_again() -> None:
     document = sample()
-    document["metadata"] |= {"uid": "u", "resourceVersion": "7", "creationTimestamp": "2026-01-01T00:00:00Z", "generation": 2}
+    document["metadata"] |= {
+        "uid": "u",
+        "resourceVersion": "7",
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        "generation": 2,
+    }
     document["status"] = {"iteration": 3, "reward": "0.5"}
     assert load_manifest(write_document(document)).metadata.uid == "u"
 

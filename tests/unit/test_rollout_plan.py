@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twinpod.errors import EngineFault, ProtocolError, WrongVersion
 from twinpod.records.rollout import Resumption, SamplingSettings, Stop, WorkItem
 from twinpod.rollout import plan
 from twinpod.rollout.ports import EngineOutput, Finish
+from twinpod.rollout.repeat import find
 
 EOS = 1
 SETTINGS = SamplingSettings(
@@ -127,3 +130,14 @@ def test_an_item_is_refused_before_it_costs_anything():
     assert plan.refusal(item(()), 8) == "wants weights 7, the engine serves 8"
     assert "[11]" in plan.refusal(item((), (5,) * 6), 7)
     assert "empty prompt" in plan.refusal(replace(item(()), prompt_tokens=()), 7)
+
+
+@given(
+    before=st.lists(st.integers(5, 6), max_size=12),
+    tokens=st.lists(st.integers(5, 6), max_size=12),
+    seen=st.integers(0, 12),
+)
+def test_looking_again_from_where_one_looked_before_finds_the_same_repeat(before, tokens, seen):
+    work = item(tuple(before), repeat_ngram=2, repeat_count=3)
+    whole = find((*before, *tokens), ngram=2, count=3, since=len(before) + seen)
+    assert plan.repeats(work, 0, tokens, seen) == (whole and whole.end - len(before))

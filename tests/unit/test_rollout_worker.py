@@ -117,8 +117,9 @@ async def test_a_dying_engine_fails_its_items_and_the_next_one_does_new_ones():
         (result,) = await master.returned(1)
         assert (result.segments, "connection lost" in result.failed) == ((), True)
         await source.say(None)
-        await master.change(items=[item(0), item(1)])
         await source.say(new)
+        await until(lambda: source.connected == [old, new])
+        await master.change(items=[item(0), item(1)])
         results = await master.returned(3)
     assert trajectories(results) == [0, 1, 100, 101]
 
@@ -263,7 +264,7 @@ async def test_an_engine_that_does_not_obey_a_cut_is_given_up():
         await master.change(cut=True)
         (result,) = await master.returned(1)
     assert "did not obey" in result.failed
-    assert engine.aborts > 1
+    assert engine.aborts >= 1
 
 
 @pytest.mark.parametrize("ratio", [4])

@@ -40,9 +40,7 @@ def lines_of(error: ValidationError, root: Model) -> list[str]:
 
 def parents_of(error: ValidationError) -> set[str]:
     """Paths of the objects that have a missing or unknown field: rules about these are not worth telling yet."""
-    return {
-        dotted(detail["loc"][:-1]) for detail in error.errors() if detail["type"] in ("missing", "extra_forbidden")
-    }
+    return {dotted(detail["loc"][:-1]) for detail in error.errors() if detail["type"] in ("missing", "extra_forbidden")}
 
 
 def dotted(location: tuple[int | str, ...]) -> str:
@@ -88,8 +86,9 @@ def _what(kind: str, detail: ErrorDetails) -> str:
 def _quote_hint(kind: str, value: object) -> str:
     if kind == "string_type" and isinstance(value, (int, float)):
         return f'; write it in quotes: "{str(value).lower() if isinstance(value, bool) else value}"'
-    wanted = {"int_type": str.isdigit, "bool_type": lambda text: text in ("true", "false")}
-    if isinstance(value, str) and kind in wanted and wanted[kind](value):
+    if isinstance(value, str) and (
+        (kind == "int_type" and value.isdigit()) or (kind == "bool_type" and value in ("true", "false"))
+    ):
         return ", without quotes"
     return ""
 

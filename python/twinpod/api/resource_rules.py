@@ -162,8 +162,7 @@ _ROLLOUT = (
         field="rollout.groupsInFlight",
         cel="!has(self.rollout.groupsInFlight) || self.rollout.groupsInFlight >= self.algorithm.groupsPerIteration",
         holds=lambda self: (
-            not has(self, "rollout.groupsInFlight")
-            or self.rollout.groupsInFlight >= self.algorithm.groupsPerIteration
+            not has(self, "rollout.groupsInFlight") or self.rollout.groupsInFlight >= self.algorithm.groupsPerIteration
         ),
         message=(
             "{self.rollout.groupsInFlight} is below algorithm.groupsPerIteration"
@@ -174,9 +173,7 @@ _ROLLOUT = (
         path="spec",
         field="rollout.maxTokens",
         cel="!has(self.model.config) || self.rollout.maxTokens < self.model.config.maxPositions",
-        holds=lambda self: (
-            not has(self, "model.config") or self.rollout.maxTokens < self.model.config.maxPositions
-        ),
+        holds=lambda self: not has(self, "model.config") or self.rollout.maxTokens < self.model.config.maxPositions,
         message=(
             "{self.rollout.maxTokens} leaves no room for a prompt in model.config.maxPositions"
             " ({self.model.config.maxPositions})"
@@ -219,8 +216,7 @@ _PARALLEL = (
             " || self.model.config.kvHeads % self.hybrid.trainer.tensorParallel == 0"
         ),
         holds=lambda self: (
-            not has(self, "model.config.kvHeads")
-            or self.model.config.kvHeads % self.hybrid.trainer.tensorParallel == 0
+            not has(self, "model.config.kvHeads") or self.model.config.kvHeads % self.hybrid.trainer.tensorParallel == 0
         ),
         message=(
             "{self.hybrid.trainer.tensorParallel} does not divide model.config.kvHeads ({self.model.config.kvHeads});"

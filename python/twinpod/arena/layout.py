@@ -15,7 +15,7 @@ ALIGNMENT = 256  # bytes; enough for any vector unit and for GPU copies
 PAGE = 4096
 ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 # numpy has no bfloat16: its bits are carried as uint16 and re-read as bfloat16 by torch.
-CARRIER = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<f2")}
+CARRIER: dict[str, np.dtype[np.generic]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<f2")}
 
 
 def part_bytes(dtype: str, shape: tuple[int, ...]) -> int:

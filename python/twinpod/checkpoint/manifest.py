@@ -5,6 +5,7 @@ engine.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -33,7 +34,8 @@ def write_manifest(folder: Path, version: WeightVersion) -> str:
         part.write_bytes(data)
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise EnvironmentFault(
             f"the manifest cannot be written: {error.strerror}", where=str(path), mend="raise spec.hybrid.sharedMemory"
         ) from error

@@ -1,4 +1,6 @@
-"""`twinpod COMMAND`: the parser, and what a person sees of an error: one clear line, exit code 2 (input) or 1 (everything else)."""
+"""`twinpod COMMAND`: the parser, and what a person sees of an error: one clear line, exit code 2 (input) or 1
+(everything else).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
         prog="twinpod",
-        description="Reinforcement learning of language models: Megatron trains and SGLang generates on the same accelerators, in turn.",
+        description="Reinforcement learning of language models: Megatron trains and SGLang generates on the same "
+        "accelerators, in turn.",
         epilog="First steps: make demo. What a run left behind: twinpod inspect runs/<job>.",
     )
     top.add_argument("--version", action="version", version=f"twinpod {__version__}")
@@ -51,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("folder", type=Path, metavar="DIR", help="run folder")
     logs = _command(commands, "logs", "logs of a run's processes")
     logs.add_argument("folder", type=Path, metavar="DIR", help="run folder")
-    logs.add_argument("pod", nargs="?", default="", metavar="POD", help="pod, or pod.container; all files are listed without it")
+    logs.add_argument(
+        "pod", nargs="?", default="", metavar="POD", help="pod, or pod.container; all files are listed without it"
+    )
     logs.add_argument("--lines", type=int, default=50, metavar="N", help="last lines of each file (default 50)")
     export = _command(commands, "export", "copy the trained model of a run, as a folder that transformers opens")
     export.add_argument("folder", type=Path, metavar="DIR", help="run folder")

@@ -46,7 +46,9 @@ def python() -> Finding:
     """The interpreter and the packages, found without importing them."""
     missing = [name for name in PACKAGES if not _is_there(name)]
     version = ".".join(map(str, sys.version_info[:3]))
-    what = f"Python {version}" + (f", without {', '.join(missing)}" if missing else f", {len(PACKAGES)} main packages found")
+    what = f"Python {version}" + (
+        f", without {', '.join(missing)}" if missing else f", {len(PACKAGES)} main packages found"
+    )
     return Finding(name="python", good=not missing and sys.version_info >= (3, 11), what=what, mend="make setup")
 
 
@@ -55,7 +57,9 @@ def etcd() -> Finding:
     program = shutil.which("etcd")
     if program is None:
         return Finding(name="etcd", good=False, what="is not installed", mend="apt-get install etcd-server")
-    first = (subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.splitlines() or ["?"])[0]
+    first = (
+        subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.splitlines() or ["?"]
+    )[0]
     return Finding(name="etcd", good=True, what=f"{first} ({program})", mend="")
 
 
@@ -64,7 +68,9 @@ def namespaces() -> Finding:
     if os.geteuid() != 0:
         return Finding(name="namespaces", good=False, what="need root", mend=f"sudo {sys.argv[0]} ...")
     if shutil.which("unshare") is None:
-        return Finding(name="namespaces", good=False, what="the program unshare is missing", mend="apt-get install util-linux")
+        return Finding(
+            name="namespaces", good=False, what="the program unshare is missing", mend="apt-get install util-linux"
+        )
     wrapper = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "true"]
     done = subprocess.run(wrapper, capture_output=True, text=True, check=False)
     what = "can be made" if done.returncode == 0 else f"are refused: {done.stderr.strip()[-200:]}"
@@ -77,14 +83,18 @@ def memory() -> Finding:
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     what = f"{free / GIB:.1f} GiB free, {NEEDED_MEMORY / GIB:.0f} wanted for the samples"
-    return Finding(name="memory", good=free >= NEEDED_MEMORY, what=what, mend="end other programs, or take a larger machine")
+    return Finding(
+        name="memory", good=free >= NEEDED_MEMORY, what=what, mend="end other programs, or take a larger machine"
+    )
 
 
 def disk() -> Finding:
     """Room for run folders, here."""
     free = shutil.disk_usage(".").free
     what = f"{free / GIB:.1f} GiB free in {Path.cwd()}, {NEEDED_DISK / GIB:.0f} wanted for run folders"
-    return Finding(name="disk", good=free >= NEEDED_DISK, what=what, mend="free some, or run with --out on another disk")
+    return Finding(
+        name="disk", good=free >= NEEDED_DISK, what=what, mend="free some, or run with --out on another disk"
+    )
 
 
 def processors() -> Finding:
@@ -96,10 +106,13 @@ def processors() -> Finding:
 def accelerators() -> Finding:
     """Only for information: none is needed."""
     names = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
-    return Finding(name="accelerators", good=True, what=", ".join(names) or "none: trainer and engine run on the CPU", mend="")
+    return Finding(
+        name="accelerators", good=True, what=", ".join(names) or "none: trainer and engine run on the CPU", mend=""
+    )
 
 
-LOOKS: tuple[Callable[[], Finding], ...] = (python, etcd, namespaces, memory, disk, processors, accelerators)
+Look = Callable[[], Finding]
+LOOKS: tuple[Look, ...] = (python, etcd, namespaces, memory, disk, processors, accelerators)
 
 
 def _is_there(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Greedy answers of an exported folder, by transformers alone: `python -m twinpod.cli.greedy JOB.json FOLDER`.
 
-A process of its own, because it imports torch and the command line must not. Nothing of Twinpod's trainer or engine takes part, so
-that the number proves the folder. Prints {"exactMatch": ..., "prompts": ...}.
+A process of its own, because it imports torch and the command line must not. Nothing of Twinpod's trainer or engine
+takes part, so that the number proves the folder. Prints {"exactMatch": ..., "prompts": ...}.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def main(job_file: Path, folder: Path) -> dict[str, float]:
     for number, item in enumerate(dataset.held_out, len(dataset.training)):
         text = fill(job.spec.dataset.template, item.prompt)
         ids = tokenizer.encode(text, add_special_tokens=False)
-        prompt = Prompt(
-            prompt_id=number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=tuple(ids)
-        )
+        prompt = Prompt(prompt_id=number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=tuple(ids))
         by_length[len(ids)].append((prompt, ids))
     right = 0
     for entries in by_length.values():

@@ -1,4 +1,6 @@
-"""The live table of a run, and plain lines where there is no terminal. Both read the books; neither talks to a process of the run."""
+"""The live table of a run, and plain lines where there is no terminal. Both read the books; neither talks to a process
+of the run.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +24,10 @@ from twinpod.records.run import IterationRecord, Progress
 LOOK_S = 1.0  # between two looks into the books
 ROWS = 8  # newest iterations in the live table
 NOTES = 3  # newest notes below it
-COLUMNS = ("iteration", "reward", "right", "length", "tokens/s", "generate", "train", "weights", "switch", "other", "seconds")
+COLUMNS = (
+    *("iter", "reward", "right", "length", "tok/s"),
+    *("generate", "train", "weights", "switch", "other", "total"),
+)
 
 
 class View(Protocol):
@@ -86,8 +92,8 @@ def plain_line(record: IterationRecord, progress: Progress | None) -> str:
     s = record.seconds
     return (
         f"iteration {record.iteration}{of}: reward {number(record.reward, 3)}, right {number(record.right, 3)}, "
-        f"length {number(record.length, 1)}, {s.total:.1f} s (generate {s.generate:.1f}, train {s.train:.1f}, weights {s.weights:.1f}, "
-        f"switch {s.switch:.1f}, snapshot {s.snapshot:.1f}, other {s.other:.1f}){left}"
+        f"length {number(record.length, 1)}, {s.total:.1f} s (generate {s.generate:.1f}, train {s.train:.1f}, "
+        f"weights {s.weights:.1f}, switch {s.switch:.1f}, snapshot {s.snapshot:.1f}, other {s.other:.1f}){left}"
     )
 
 
@@ -119,7 +125,9 @@ class LiveTable:
         self._live.stop()
 
     def _draw(self) -> None:
-        picture = picture_of(self._job, read_progress(self._books), tuple(self._notes), time.monotonic() - self._started)
+        picture = picture_of(
+            self._job, read_progress(self._books), tuple(self._notes), time.monotonic() - self._started
+        )
         self._live.update(picture, refresh=True)
 
 
@@ -127,7 +135,9 @@ def picture_of(job: str, seen: Seen | None, notes: tuple[str, ...], running_s: f
     """The whole picture; pure. `running_s`: seconds since this command began."""
     parts: list[RenderableType] = []
     if seen is None or seen.progress is None:
-        parts.append(Text(f"{job}: starting, {duration(running_s)} (the processes import torch, SGLang and Megatron first)"))
+        parts.append(
+            Text(f"{job}: starting, {duration(running_s)} (the processes import torch, SGLang and Megatron first)")
+        )
     else:
         parts += [_headline(job, seen.progress, running_s), _bar(seen.progress), _state(seen.progress)]
     if seen is not None and seen.iterations:
@@ -144,8 +154,9 @@ def _headline(job: str, now: Progress, running_s: float) -> Text:
     return text
 
 
-def _bar(now: Progress) -> ProgressBar:
-    return ProgressBar(total=now.iterations, completed=max(0, now.iteration - 1), width=60)
+def _bar(now: Progress) -> Padding:
+    """Padded, because a bare bar does not end its line."""
+    return Padding(ProgressBar(total=now.iterations, completed=max(0, now.iteration - 1), width=60), 0)
 
 
 def _state(now: Progress) -> Text:
@@ -161,7 +172,7 @@ def _state(now: Progress) -> Text:
 
 
 def _table(records: tuple[IterationRecord, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for column in COLUMNS:
         table.add_column(column, justify="right")
     for record in records:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -17,8 +16,9 @@ from twinpod.api.types import RLJob
 from twinpod.cli.words import duration, number
 from twinpod.errors import EnvironmentFault
 from twinpod.local.folder import RunFolder, write_whole
-from twinpod.master.books_read import iterations, open_read_only
+from twinpod.master.inspect import inspect
 from twinpod.records.run import IterationRecord
+from twinpod.telemetry.curve import draw
 
 LAST = 5  # iterations in the summary's reward
 CHECK_TIMEOUT_S = 600.0
@@ -26,23 +26,34 @@ CHECK_TIMEOUT_S = 600.0
 
 def write_outcome(job: RLJob, folder: RunFolder, console: Console, *, check_export: bool) -> int:
     """Writes summary.json and reward.png, prints what a person wants to know; returns the command's exit code."""
-    with contextlib.closing(open_read_only(folder.books)) as db:
-        records = iterations(db)
+    report = inspect(folder.root)
+    records = report.iterations
     exact, fault = math.nan, ""
     if check_export:
         try:
             exact = greedy_match(folder)
         except EnvironmentFault as error:
             fault = str(error)
-    summary = summarise(job, records, exact)
+    summary = summarise(job, records, exact, folder.seconds())
     write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
-    _draw_curve(folder, job.metadata.name, records)
-    console.print(f"\n{job.metadata.name} is done: {summary['iterations']} iterations in {duration(summary['seconds'])}", markup=False)
+    draw(records, folder.curve, job.metadata.name)
+    console.print(
+        f"\n{job.metadata.name} is done: {summary['iterations']} iterations in {duration(summary['seconds'])}",
+        markup=False,
+    )
     console.print(f"  reward       {number(_nan(summary['reward']), 3)} (mean of the last {LAST} iterations)")
     if job.spec.dataset.held_out:
-        console.print(f"  exact match  {number(exact, 3)} (greedy, {job.spec.dataset.held_out} held-out prompts, transformers)")
-    console.print("  seconds      " + ", ".join(f"{name} {value:.1f}" for name, value in summary["phaseSeconds"].items()))
-    for name, path in (("model", folder.export), ("curve", folder.curve), ("tensorboard", folder.tensorboard), ("summary", folder.summary)):
+        console.print(
+            f"  exact match  {number(exact, 3)} (greedy, {job.spec.dataset.held_out} held-out prompts, transformers)"
+        )
+    phases = ", ".join(f"{name} {value:.1f}" for name, value in summary["phaseSeconds"].items())
+    console.print(f"  seconds      {phases}", soft_wrap=True)
+    for name, path in (
+        ("model", folder.export),
+        ("curve", folder.curve),
+        ("tensorboard", folder.tensorboard),
+        ("summary", folder.summary),
+    ):
         if path.exists():
             console.print(f"  {name:<12} {os.path.relpath(path)}", markup=False, soft_wrap=True)
     console.print(f"  read it      twinpod inspect {os.path.relpath(folder.root)}", markup=False, soft_wrap=True)
@@ -52,26 +63,28 @@ def write_outcome(job: RLJob, folder: RunFolder, console: Console, *, check_expo
     return 0
 
 
-def summarise(job: RLJob, records: tuple[IterationRecord, ...], exact: float) -> dict[str, Any]:
-    """What stands in summary.json; its keys are stable. Unknown numbers are null."""
+def summarise(job: RLJob, records: tuple[IterationRecord, ...], exact: float, wall_s: float) -> dict[str, Any]:
+    """What stands in summary.json; keys are stable, unknown numbers are null. `wall_s`: starts and ends included."""
     rewards = [record.reward for record in records if not math.isnan(record.reward)][-LAST:]
     reward = sum(rewards) / len(rewards) if rewards else math.nan
     phases: dict[str, float] = {}
     for record in records:
-        for name, seconds in asdict(record.seconds).items():
-            phases[name] = phases.get(name, 0.0) + seconds
+        for name, spent in asdict(record.seconds).items():
+            phases[name] = phases.get(name, 0.0) + spent
     return {
         "iterations": len(records),
         "reward": None if math.isnan(reward) else reward,
         "exactMatch": None if math.isnan(exact) else exact,
-        "seconds": sum(phases.values()),
+        "seconds": wall_s,
         "phaseSeconds": phases,
         "seed": job.spec.seed,
     }
 
 
 def greedy_match(folder: RunFolder) -> float:
-    """Share of held-out prompts that the exported model answers rightly, found by a process of its own (it imports torch)."""
+    """Share of held-out prompts that the exported model answers rightly, found by a process of its own (it imports
+    torch).
+    """
     command = [sys.executable, "-m", "twinpod.cli.greedy", str(folder.job_file), str(folder.export)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
@@ -81,12 +94,6 @@ def greedy_match(folder: RunFolder) -> float:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
         raise EnvironmentFault(lines[-1], where="greedy check")
     return float(json.loads(done.stdout.splitlines()[-1])["exactMatch"])
-
-
-def _draw_curve(folder: RunFolder, name: str, records: tuple[IterationRecord, ...]) -> None:
-    from twinpod.telemetry.curve import draw
-
-    draw(folder.curve, name, records)
 
 
 def _nan(value: float | None) -> float:

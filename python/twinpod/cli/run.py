@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
+import time
 from pathlib import Path
+
+from rich.console import Console
 
 from twinpod.api.load import check, load_manifest
 from twinpod.api.types import RLJob
 from twinpod.cli.live import make_view
 from twinpod.cli.outcome import write_outcome
+from twinpod.cli.progress import read_progress
 from twinpod.errors import InputError
-from twinpod.local.folder import RunFolder
+from twinpod.local import Launcher
+from twinpod.local.folder import RunFolder, refuse_difference
 from twinpod.local.isolation import isolate
 from twinpod.local.supervisor import Verdict
 
@@ -22,6 +28,10 @@ def execute(arguments: argparse.Namespace) -> int:
     job = overridden(load_manifest(arguments.file), seed=arguments.seed, iterations=arguments.iterations)
     folder = RunFolder(arguments.out or Path("runs") / job.metadata.name)
     folder.lock()
+    if finished(job, folder):
+        there = f"finished already in {shown(folder.root)}"
+        print(f"{job.metadata.name}: {there}; for a fresh run name another folder with --out")
+        return write_outcome(job, folder, Console(highlight=False), check_export=not arguments.no_check)
     isolate()  # from here on in the launcher
     sys.exit(_launch(job, folder, arguments))
 
@@ -38,20 +48,30 @@ def overridden(job: RLJob, *, seed: int | None, iterations: int | None) -> RLJob
     return changed
 
 
+def finished(job: RLJob, folder: RunFolder) -> bool:
+    """Whether this very job has run to its end in the folder."""
+    if not folder.job_file.exists():
+        return False
+    refuse_difference(json.loads(folder.job_file.read_text()), job.as_manifest(), str(folder.root))
+    seen = read_progress(folder.books)
+    progress = seen.progress if seen else None
+    return progress is not None and progress.state == "Succeeded" and progress.iterations == job.spec.iterations
+
+
 def _launch(job: RLJob, folder: RunFolder, arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from twinpod.local import Launcher
-
     folder.prepare()
     resumed = folder.adopt(job)
     console = Console(highlight=False)
-    console.print(f"{job.metadata.name}: {'going on in' if resumed else 'running in'} {shown(folder.root)}", markup=False)
+    console.print(
+        f"{job.metadata.name}: {'going on in' if resumed else 'running in'} {shown(folder.root)}", markup=False
+    )
     view = make_view(job.metadata.name, folder.books, console, live=not arguments.no_live)
+    begun = time.monotonic()
     try:
         ended = asyncio.run(Launcher(job, folder, view).run())
     finally:
         view.close()
+        folder.add_seconds(time.monotonic() - begun)
     if ended.signal:
         again = " ".join(["twinpod run", str(arguments.file), "--local", *resume_options(arguments)])
         console.print(f"{ended.decision.reason}; to go on: {again}", markup=False, soft_wrap=True)

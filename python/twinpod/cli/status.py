@@ -20,8 +20,10 @@ def execute(arguments: argparse.Namespace) -> int:
         print("the master has not begun yet; see: twinpod logs", arguments.folder)
         return 0
     now = seen.progress
-    print(f"state       {now.state}{': ' + now.message if now.message else ''}{'' if folder.in_use() else ' (not running)'}")
-    print(f"iteration   {min(now.iteration, now.iterations)} of {now.iterations}, {now.phase}, weights version {now.version}")
+    message, asleep = f": {now.message}" if now.message else "", "" if folder.in_use() else " (not running)"
+    print(f"state       {now.state}{message}{asleep}")
+    where = f"{min(now.iteration, now.iterations)} of {now.iterations}"
+    print(f"iteration   {where}, phase {now.phase}, weights version {now.version}")
     if now.waiting_for:
         print(f"waiting for {now.waiting_for}")
     print(f"reward      {number(now.reward, 3)}, right {number(now.right, 3)}, length {number(now.length, 1)}")

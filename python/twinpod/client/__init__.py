@@ -1,8 +1,8 @@
 """The SDK: manifests and runs as typed objects, without torch.
 
-    job = load_manifest("manifests/samples/reverse-letters.yaml")     # every problem is one line of a ManifestError
-    report = open_run("runs/reverse-letters")                         # what a run did, alive or over
-    print(report.reward_last_5, report.trained_twice_in_a_pass)
+job = load_manifest("manifests/samples/reverse-letters.yaml")     # every problem is one line of a ManifestError
+report = open_run("runs/reverse-letters")                         # what a run did, alive or over
+print(report.reward_last_5, report.trained_twice_in_a_pass)
 """
 
 from __future__ import annotations

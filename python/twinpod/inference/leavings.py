@@ -1,9 +1,9 @@
 """Files that a killed engine leaves behind: its temporary folder and its shared memory.
 
-SGLang makes socket files in the temporary folder and segments in /dev/shm, and only an orderly end removes them. A run
-that starts an engine in every iteration would fill the shared memory that the weights need. So each engine gets a
-temporary folder of its own (`plugins.keep_in_folder` brings one more kind of file there), and when it is gone the folder
-goes too, and so do the segments that carry the pid of a process that is no more.
+SGLang makes socket files in the temporary folder and segments in /dev/shm, and only an orderly end removes them. A
+run that starts an engine in every iteration would fill the shared memory that the weights need. So each engine gets a
+temporary folder of its own (`plugins.keep_in_folder` brings one more kind of file there), and when it is gone the
+folder goes too, and so do the segments that carry the pid of a process that is no more.
 """
 
 from __future__ import annotations

@@ -21,11 +21,16 @@ import xxhash
 from twinpod.arena.file import Arena, combined_digest
 from twinpod.arena.layout import plan_layout
 from twinpod.errors import EngineFault
-from twinpod.inference.weight_parts import SPLIT
 from twinpod.records.codec import dumps
 from twinpod.records.weights import ShardRecord, TensorPart, WeightVersion
 
 __all__ = ["Published", "StandbyDriver", "publish"]
+
+_CUT = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "gate_proj": 0, "up_proj": 0, "o_proj": 1, "down_proj": 1} | {
+    "embed_tokens": 0,
+    "lm_head": 0,
+}
+"""Module of a parameter's name -> axis along which Megatron's tensor-parallel ranks cut it."""
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 Published = tuple[WeightVersion, str, str]
@@ -71,7 +76,7 @@ def _cut(tensors: Mapping[str, torch.Tensor], rank: int, size: int) -> list[tupl
     owned = []
     for name, whole in tensors.items():
         module = name.rsplit(".", 2)[-2]
-        axis = SPLIT.get(module) if size > 1 else None
+        axis = _CUT.get(module) if size > 1 else None
         if axis is not None and axis < whole.dim():
             step = whole.shape[axis] // size
             start = rank * step
@@ -107,10 +112,15 @@ def _write(folder: Path, owner: str, owned: list[tuple[TensorPart, torch.Tensor]
 
 
 class StandbyDriver:
-    """A standby as a child process, asked one thing at a time. Events that arrive meanwhile are kept in `events`."""
+    """A standby as a child process, asked one thing at a time. Events that arrive meanwhile are kept in `events`.
+
+    `threads`: OpenMP threads of each process; 0 leaves it to torch (one a core).
+    """
 
     def __init__(self, log: Path, *, threads: int = 1) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)} if threads else dict(os.environ)
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "twinpod.inference.standby"],

@@ -252,6 +252,11 @@ class SGLangEngine:
                         mend="restart the engine",
                     ) from None
 
+    async def load_figures(self) -> dict[str, int]:
+        """How many requests run and how many wait, by SGLang's own count."""
+        figures = (await self._call("GET", "/v1/loads?include=core"))["loads"][0]
+        return {"running": int(figures["num_running_reqs"]), "waiting": int(figures["num_waiting_reqs"])}
+
     async def release(self) -> None:
         """Life cycle Sleep: give the accelerator's memory back. Nothing may run; a second release kills SGLang."""
         await self._call("POST", "/release_memory_occupation", {}, empty=True)

@@ -61,6 +61,9 @@ _IMPORTED_LATE = (
 
 _ON_A_CPU = ("twinpod.inference.attention_cpu", "twinpod.inference.kv_pool_cpu")
 
+_NO_AUTOPSY = {"SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0"}
+"""An engine that lost a process is replaced; SGLang would keep it for 65 s of crash diagnostics first."""
+
 
 @dataclass(slots=True, kw_only=True)
 class _End:
@@ -231,7 +234,7 @@ def accelerator_touched() -> bool:
 
 def run_engine(arguments: dict[str, Any], env: dict[str, str], folder: Path) -> None:
     """Be SGLang's server, in the forked process, until killed. `arguments`: fields of SGLang's ServerArgs."""
-    os.environ.update(env)
+    os.environ.update({**_NO_AUTOPSY, **env})
     leavings.adopt(folder)
     os.environ[FORK_VARIABLE] = "1"
     from sglang.launch_server import run_server

@@ -25,7 +25,7 @@ import xxhash
 
 from twinpod.errors import IntegrityError, ProtocolError
 from twinpod.inference.names import LOADER
-from twinpod.inference.weight_parts import EngineRank, WeightReader
+from twinpod.inference.weight_parts import WeightReader
 from twinpod.records.codec import loads
 from twinpod.records.weights import WeightVersion
 
@@ -42,7 +42,7 @@ def load(model: torch.nn.Module, named_tensors: Iterable[tuple[str, torch.Tensor
             f"expected one uint8 tensor that names a manifest, found {len(tensors)} tensors", where=LOADER
         )
     note = json.loads(bytes(tensors[0][1].cpu().numpy()).decode())
-    load_version(model, read_manifest(note["manifest"], note["digest"]), engine_rank(model))
+    load_version(model, read_manifest(note["manifest"], note["digest"]))
 
 
 def read_manifest(path: str, digest: str) -> WeightVersion:
@@ -61,25 +61,13 @@ def read_manifest(path: str, digest: str) -> WeightVersion:
     return loads(WeightVersion, content.decode())
 
 
-def engine_rank(model: torch.nn.Module) -> EngineRank:
-    """This process's place in SGLang's tensor parallelism."""
-    from sglang.srt.runtime_context import get_parallel
-
-    parallel = get_parallel()
-    config: Any = getattr(model, "config", None)
-    heads = getattr(config, "num_attention_heads", 1)
-    return EngineRank(
-        rank=parallel.tp_rank, size=parallel.tp_size, kv_heads=getattr(config, "num_key_value_heads", None) or heads
-    )
-
-
-def load_version(model: torch.nn.Module, version: WeightVersion, at: EngineRank) -> None:
+def load_version(model: torch.nn.Module, version: WeightVersion) -> None:
     """Give every tensor of `version` to `model.load_weights`; afterwards no parameter holds anything else."""
     _mark(model)
     reader = WeightReader(version)
     try:
         load_weights: Any = model.load_weights
-        load_weights(reader.tensors(at))
+        load_weights(reader.tensors())
     finally:
         reader.close()
     if missed := _still_marked(model):

@@ -1,17 +1,18 @@
-"""From a version's parts to whole tensors, for one rank of the engine. No SGLang here; torch and the arena only.
+"""From a version's parts to whole tensors. No SGLang here; torch and the arena only.
 
-A tensor that lies whole in one shard is handed on as a view of shared memory. A tensor that the trainer cut is
-assembled in a scratch buffer that all of them share, and only the range that this rank reads is filled: pages of the
-buffer that nobody writes are never made.
+A tensor that lies whole in one shard is handed on as a view of shared memory. A tensor that the trainer cut is handed
+on as a `CutTensor`: it has the whole shape and dtype and no memory. The engine's own loader asks it for the range that
+this rank keeps (`narrow`), by rules that only the engine knows (heads kept twice, padded vocabularies, padded widths),
+and only that range is read: from one part without a copy, from several through a scratch buffer.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,72 +21,68 @@ from twinpod.arena.layout import ITEM_BYTES
 from twinpod.errors import IntegrityError, ProtocolError
 from twinpod.records.weights import ShardRecord, TensorPart, WeightVersion
 
-__all__ = ["SPLIT", "EngineRank", "WeightReader", "needed_range", "verify"]
+__all__ = ["CutTensor", "WeightReader", "verify"]
 
 _TORCH = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_VOCABULARY_PADDING = 64  # SGLang pads the vocabulary to this multiple before it cuts it
-SPLIT = {  # module of a parameter's name -> axis along which engine and trainer cut it
-    "q_proj": 0,
-    "k_proj": 0,
-    "v_proj": 0,
-    "gate_proj": 0,
-    "up_proj": 0,
-    "o_proj": 1,
-    "down_proj": 1,
-    "embed_tokens": 0,
-    "lm_head": 0,
-}
+Place = tuple[int, int, TensorPart]
+"""Index of the shard, slot, part."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRank:
-    """Which part of each tensor an engine process keeps. `kv_heads`: key-value heads of the whole model."""
+class CutTensor(torch.Tensor):  # type: ignore[misc]  # torch is not followed by mypy here
+    """A tensor that lies in parts. `narrow` or a slice along `axis` reads that range; any other use reads everything.
 
-    rank: int
-    size: int
-    kv_heads: int
+    `take(begin, end)` gives the real tensor of a range along `axis`, valid until the next call of any CutTensor's.
+    """
 
+    axis: int
+    take: Callable[[int, int], torch.Tensor]
 
-def needed_range(part: TensorPart, at: EngineRank) -> tuple[int, int]:
-    """Indices [begin, end) along `part.axis` that this rank reads; everything where the cut is not known for sure."""
-    if part.axis is None:
-        raise ProtocolError("a whole tensor has no range", where=part.name)
-    total = part.full_shape[part.axis]
-    module = part.name.rsplit(".", 2)[-2] if part.name.count(".") else part.name
-    if at.size == 1 or SPLIT.get(module) != part.axis:
-        return 0, total
-    if module in ("embed_tokens", "lm_head"):
-        share = math.ceil(total / _VOCABULARY_PADDING) * _VOCABULARY_PADDING // at.size
-        return min(at.rank * share, total), min((at.rank + 1) * share, total)
-    ranks, index = at.size, at.rank
-    if module in ("k_proj", "v_proj") and at.size > at.kv_heads:
-        ranks, index = at.kv_heads, at.rank * at.kv_heads // at.size  # several ranks keep the same head
-    if total % ranks:
-        return 0, total
-    return index * total // ranks, (index + 1) * total // ranks
+    @staticmethod
+    def __new__(
+        cls, shape: tuple[int, ...], dtype: torch.dtype, axis: int, take: Callable[[int, int], torch.Tensor]
+    ) -> CutTensor:
+        """A tensor of this shape and dtype without memory."""
+        made: CutTensor = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device="cpu")
+        made.axis, made.take = axis, take
+        return made
+
+    def whole(self) -> torch.Tensor:
+        """All of it, for a use that is not a range."""
+        return self.take(0, self.shape[self.axis])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """What torch calls for every operation that meets a CutTensor."""
+        if func is torch.ops.aten.slice.Tensor and isinstance(args[0], cls):
+            tensor: CutTensor = args[0]
+            dim, begin, end, step = args[1:] + (0, None, None, 1)[len(args) - 1 :]
+            if dim % tensor.dim() == tensor.axis and step == 1:
+                size = tensor.shape[tensor.axis]
+                begin, end, _ = slice(begin, end).indices(size)
+                return tensor.take(begin, max(begin, end))
+        real = [arg.whole() if isinstance(arg, cls) else arg for arg in args]
+        return func(*real, **(kwargs or {}))
 
 
 class WeightReader:
-    """The tensors of one version. Maps every shard when made; `close` unmaps (views that are alive keep their
-    mapping).
-    """
+    """The tensors of one version. Maps every shard when made; `close` unmaps (live views keep their mapping)."""
 
     def __init__(self, version: WeightVersion) -> None:
         self.version = version
         self._arenas = [_open(shard, version.version) for shard in version.shards]
         self._scratch = torch.empty(0, dtype=torch.uint8)
 
-    def tensors(self, at: EngineRank) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the version by its Hugging Face name, in the order of its first part.
 
-        A tensor stays valid until the next one is asked for: consume it at once.
+        A tensor's content stays valid until the next one is asked for: consume it at once.
         """
         for name, places in self._by_name().items():
             first = places[0][2]
             if first.axis is None:
-                yield name, self._view(*places[0])
+                yield name, self._view(places[0])
             else:
-                yield name, self._assemble(name, places, at)
+                yield name, self._cut(name, places, first.axis)
 
     def close(self) -> None:
         """Let go of all mappings."""
@@ -93,47 +90,57 @@ class WeightReader:
         for arena in self._arenas:
             arena.close()
 
-    def _by_name(self) -> dict[str, list[tuple[int, int, TensorPart]]]:
-        """(index of the shard, slot, part) of every tensor."""
-        found: dict[str, list[tuple[int, int, TensorPart]]] = {}
+    def _by_name(self) -> dict[str, list[Place]]:
+        found: dict[str, list[Place]] = {}
         for index, shard in enumerate(self.version.shards):
             for part in shard.layout.parts:
                 found.setdefault(part.name, []).append((index, shard.slot, part))
         return found
 
-    def _view(self, index: int, slot: int, part: TensorPart) -> torch.Tensor:
+    def _view(self, place: Place) -> torch.Tensor:
+        index, slot, part = place
         raw = self._arenas[index].slot(slot)[part.offset : part.offset + part.nbytes]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "not writable": we only read
             return torch.from_numpy(raw).view(_TORCH[part.dtype]).view(part.shape)
 
-    def _assemble(self, name: str, places: list[tuple[int, int, TensorPart]], at: EngineRank) -> torch.Tensor:
-        first = places[0][2]
-        axis = first.axis
-        if axis is None or any(part.axis != axis or part.full_shape != first.full_shape for _, _, part in places):
+    def _cut(self, name: str, places: list[Place], axis: int) -> CutTensor:
+        """The tensor of these parts, after a look at whether they tile it."""
+        first, at = places[0][2], 0
+        places = sorted(places, key=lambda place: place[2].start)
+        for _, _, part in places:
+            agrees = (part.axis, part.full_shape, part.dtype) == (axis, first.full_shape, first.dtype)
+            if not agrees or part.start != at:
+                break
+            at += part.shape[axis]
+        if at != first.full_shape[axis]:
             raise ProtocolError(
-                "its parts disagree about axis or shape", where=f"version {self.version.version}, tensor {name}"
+                f"its parts tile {at} of {first.full_shape[axis]} indices along axis {axis}",
+                where=f"version {self.version.version}, tensor {name}",
+                mend="publish the version again: a shard is missing, doubled or of another layout",
             )
-        begin, end = needed_range(first, at)
-        whole = (
-            self._buffer(math.prod(first.full_shape) * ITEM_BYTES[first.dtype])
-            .view(_TORCH[first.dtype])
-            .view(first.full_shape)
-        )
-        covered = 0
-        for index, slot, part in places:
+
+        def take(begin: int, end: int) -> torch.Tensor:
+            return self._range(places, axis, begin, end)
+
+        return CutTensor(first.full_shape, _TORCH[first.dtype], axis, take)
+
+    def _range(self, places: list[Place], axis: int, begin: int, end: int) -> torch.Tensor:
+        met = []
+        for place in places:
+            part = place[2]
             low, high = max(begin, part.start), min(end, part.start + part.shape[axis])
             if low < high:
-                source = self._view(index, slot, part).narrow(axis, low - part.start, high - low)
-                whole.narrow(axis, low, high - low).copy_(source)
-                covered += high - low
-        if covered != end - begin:
-            raise ProtocolError(
-                f"its parts cover {covered} of {end - begin} indices along axis {axis}",
-                where=f"version {self.version.version}, tensor {name}",
-                mend="publish the version again: a shard is missing or doubled",
-            )
-        return whole
+                met.append((low, self._view(place).narrow(axis, low - part.start, high - low)))
+        if len(met) == 1:
+            return met[0][1]
+        first = places[0][2]
+        shape = list(first.full_shape)
+        shape[axis] = end - begin
+        joined = self._buffer(math.prod(shape) * ITEM_BYTES[first.dtype]).view(_TORCH[first.dtype]).view(shape)
+        for low, piece in met:
+            joined.narrow(axis, low - begin, piece.shape[axis]).copy_(piece)
+        return joined
 
     def _buffer(self, nbytes: int) -> torch.Tensor:
         if self._scratch.numel() < nbytes:

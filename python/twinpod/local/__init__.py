@@ -2,17 +2,17 @@
 
 Theory of operation. `twinpod run FILE --local` starts the very pods that the operator would create, as processes:
 
-    front ── launcher ─┬─ etcd                                              TLS, data in the run folder
-    (terminal)         ├─ J-master      / master:    twinpod.master         conducts, keeps the books
-                       └─ J-hybrid-0    / inference: twinpod_sidecar        owns SGLang (standby → engine) and the rollout worker
-                                        / trainer:   twinpod_sidecar        owns torchrun and its Megatron ranks
+    front ── launcher ─┬─ etcd                                TLS, data in the run folder
+    (terminal)         ├─ J-master    / master: master        conducts, keeps the books
+                       └─ J-hybrid-0  / inference: sidecar    owns SGLang (standby, engine) and the rollout worker
+                                      / trainer: sidecar      owns torchrun and its Megatron ranks
 
 1. The manifest is read and checked, the run folder locked, the namespaces made (`isolation`).
-2. `twinpod_operator.render` makes the manifests, `manifest` reads them into a plan and refuses what it would not honour.
-3. Every pod gets an address in 127/8 (`addresses`), every container its mounts and a hosts file (`mounts`), every process its
-   certificates of this start's authorities (`identities`).
+2. `twinpod_operator.render` makes the manifests; `manifest` reads them into a plan and refuses what it cannot honour.
+3. Every pod gets an address in 127/8 (`addresses`), every container its mounts and a hosts file (`mounts`), every
+   process certificates of this start's authorities (`identities`).
 4. `pods` leads each pod as the kubelet does; `supervisor` decides, as JobSet does, what a failed pod means for the job.
-5. Whatever ends this, nothing stays: signals end pods within their grace, `kill -9` of front or launcher ends the namespace.
+5. Whatever ends this, nothing stays: signals end pods within their grace, `kill -9` of front or launcher ends all.
 
 State is in the run folder only (`folder`), so the same command goes on where it stopped.
 """
@@ -67,8 +67,14 @@ class Ended:
 class Launcher:
     """One start of one job. Life: made in the launcher process of `isolation.isolate()`, then `run()` once."""
 
-    def __init__(self, job: RLJob, folder: RunFolder, spectator: Spectator) -> None:
-        self._job, self._folder, self._spectator = job, folder, spectator
+    def __init__(
+        self,
+        job: RLJob,
+        folder: RunFolder,
+        spectator: Spectator,
+        render: Callable[[RLJob, str], Rendered] = render_locally,
+    ) -> None:
+        self._job, self._folder, self._spectator, self._render = job, folder, spectator, render
         self._signal = 0
         self._restarts = 0
 
@@ -89,13 +95,12 @@ class Launcher:
         return Ended(decision=decision, restarts=self._restarts, signal=self._signal)
 
     async def _run(self) -> Decision:
-        rendered = render_locally(self._job, self._folder.uid())
+        rendered = self._render(self._job, self._folder.uid())
         check_memory(rendered.pods)
         block = choose_block([pod.ports for pod in rendered.pods], (CLIENT_PORT, PEER_PORT))
         place = self._prepare(rendered, block)
-        etcd = EtcdServer(
-            f"{block}.{ETCD_HOST}", self._folder.etcd, self._folder.secrets / "etcd-server", self._folder.logs / "etcd.log"
-        )
+        tls, log = self._folder.secrets / "etcd-server", self._folder.logs / "etcd.log"
+        etcd = EtcdServer(f"{block}.{ETCD_HOST}", self._folder.etcd, tls, log, self._note)
         await etcd.start()
         following = asyncio.create_task(self._spectator.follow())
         keeping_etcd = asyncio.create_task(etcd.watch())
@@ -109,7 +114,7 @@ class Launcher:
 
     def _prepare(self, rendered: Rendered, block: str) -> Callable[[int], Place]:
         """Writes what containers will see; returns the place of each pod by its running number."""
-        names = {f"{block}.{ETCD_HOST}": (ETCD_NAME,)}
+        names: dict[str, tuple[str, ...]] = {f"{block}.{ETCD_HOST}": (ETCD_NAME,)}
         names |= {pod_address(block, index): pod.names for index, pod in enumerate(rendered.pods)}
         write_identities(self._folder.secrets, rendered, names, f"{block}.{ETCD_HOST}")
         for config, files in rendered.configs.items():
@@ -148,11 +153,11 @@ class Launcher:
         pending = set(tasks)
         try:
             while pending:
-                done, _ = await asyncio.wait({*pending, etcd}, return_when=asyncio.FIRST_COMPLETED)
-                if etcd in done:
+                await asyncio.wait({*pending, etcd}, return_when=asyncio.FIRST_COMPLETED)
+                if etcd.done():
                     etcd.result()  # raises what is wrong with etcd
-                for task in done & pending:
-                    outcomes.append(task.result())
+                done = {task for task in pending if task.done()}
+                outcomes += [task.result() for task in done]
                 pending -= done
                 decision = decide(outcomes, master, self._restarts, most)
                 if decision.verdict is Verdict.SUCCEEDED and pending:

@@ -1,4 +1,6 @@
-"""One 127.x.y.z address a pod, chosen so that every port of every pod is free there. Linux answers on all of 127/8 without set-up."""
+"""One 127.x.y.z address a pod, chosen so that every port of every pod is free there. Linux answers on all of 127/8
+without set-up.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def pod_address(block: str, index: int) -> str:
 
 def hosts_file(names_by_address: dict[str, tuple[str, ...]]) -> str:
     """Content of /etc/hosts in every container of the run."""
-    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+    lines = [f"127.0.0.1 localhost {socket.gethostname()}", "::1 localhost ip6-localhost ip6-loopback"]
     lines += [f"{address} {' '.join(names)}" for address, names in names_by_address.items()]
     return "\n".join(lines) + "\n"
 

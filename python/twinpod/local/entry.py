@@ -1,9 +1,10 @@
 """First process of a container of local mode: mounts what its plan says, then becomes the container's command.
 
-Runs as `python -I -S entry.py` in fresh mount and PID namespaces, standard library only, with the plan as JSON on standard input:
-{"binds": [[source, target, read_only], ...], "keep": [path, ...], "command": [...], "environment": {...}, "folder": working directory}.
-A mount may hide what the container needs, for example a checkout below /tmp: the paths in `keep` are shown again where they were.
-Exit code 125 when the container cannot be made, with the reason on standard error; 127 when its command does not exist.
+Runs as `python -I -S entry.py` in fresh mount and PID namespaces, standard library only, with the plan as JSON on
+standard input: {"binds": [[source, target, read_only], ...], "keep": [path, ...], "command": [...], "environment":
+{...}, "folder": working directory}. A mount may hide what the container needs, for example a checkout below /tmp: the
+paths in `keep` are shown again where they were. Exit code 125 when the container cannot be made, with the reason on
+standard error; 127 when its command does not exist.
 """
 
 import ctypes

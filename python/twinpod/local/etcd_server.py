@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 from twinpod.errors import EnvironmentFault
@@ -20,7 +21,9 @@ def command(address: str, data: Path, tls: Path) -> tuple[str, ...]:
     """etcd's command line; EnvironmentFault when the program is not there."""
     program = shutil.which("etcd")
     if program is None:
-        raise EnvironmentFault("the program etcd is not installed", where="local mode", mend="apt-get install etcd-server")
+        raise EnvironmentFault(
+            "the program etcd is not installed", where="local mode", mend="apt-get install etcd-server"
+        )
     client, peer = f"https://{address}:{CLIENT_PORT}", f"https://{address}:{PEER_PORT}"
     files = {"cert-file": "tls.crt", "key-file": "tls.key", "trusted-ca-file": "ca.crt"}
     options = {
@@ -46,8 +49,8 @@ def command(address: str, data: Path, tls: Path) -> tuple[str, ...]:
 class EtcdServer:
     """One member. Life: `start`, then `watch` until it is cancelled, then `stop`."""
 
-    def __init__(self, address: str, data: Path, tls: Path, log: Path) -> None:
-        self._command, self._log = command(address, data, tls), log
+    def __init__(self, address: str, data: Path, tls: Path, log: Path, note: Callable[[str], None]) -> None:
+        self._command, self._log, self._note = command(address, data, tls), log, note
         self._address, self._tls = address, tls
         self._process: Process | None = None
         self.restarts = 0
@@ -74,6 +77,7 @@ class EtcdServer:
             assert self._process is not None
             await self._process.wait()
             self.restarts += 1
+            self._note(f"etcd ended; starting it again from its data (log: {self._log})")
             await self.start()
 
     async def stop(self) -> None:

@@ -1,16 +1,16 @@
 """The run folder: everything that a run leaves behind, and the lock that lets one run at a time use it.
 
-    lock          held while a run uses the folder; names its process
-    run.json      uid of the run; stays when a run is resumed
-    job.json      the RLJob as it runs, overrides applied
-    state/        books.sqlite: the whole memory of the run
-    snapshots/    durable resume states, and export/ in the end
-    logs/         <pod>.<container>.log, etcd.log
-    pods/         what containers wrote into their own folders, kept for a look
-    etcd/         etcd's data
-    secrets/      keys and certificates of this start (mode 0700)
-    config/       ConfigMaps, hosts file
-    summary.json, reward.png, tensorboard/   the end of a finished run
+lock          held while a run uses the folder; names its process
+run.json      uid and wall seconds of the run; stays when a run is resumed
+job.json      the RLJob as it runs, overrides applied
+state/        books.sqlite: the whole memory of the run
+snapshots/    durable resume states, tensorboard/, and export/ in the end
+logs/         <pod>.<container>.log, etcd.log
+pods/         what containers wrote into their own folders, kept for a look
+etcd/         etcd's data
+secrets/      keys and certificates of this start (mode 0700)
+config/       ConfigMaps, hosts file
+summary.json, reward.png   the end of a finished run
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ class RunFolder:
         self.state, self.snapshots, self.logs = self.root / "state", self.root / "snapshots", self.root / "logs"
         self.pods, self.etcd, self.secrets = self.root / "pods", self.root / "etcd", self.root / "secrets"
         self.config, self.job_file, self.run_file = self.root / "config", self.root / "job.json", self.root / "run.json"
-        self.lock_file, self.summary, self.curve = self.root / "lock", self.root / "summary.json", self.root / "reward.png"
+        self.lock_file, self.summary, self.curve = (
+            self.root / "lock",
+            self.root / "summary.json",
+            self.root / "reward.png",
+        )
         self.books, self.export = self.state / "books.sqlite", self.snapshots / "export"
-        self.tensorboard = self.root / "tensorboard"
+        self.tensorboard = self.snapshots / "tensorboard"
         self._lock: int | None = None
 
     def lock(self) -> None:
@@ -76,8 +80,18 @@ class RunFolder:
     def uid(self) -> str:
         """The run's uid, made at its first start."""
         if not self.run_file.exists():
-            write_whole(self.run_file, json.dumps({"uid": str(uuid.uuid4())}) + "\n")
+            write_whole(self.run_file, json.dumps({"uid": str(uuid.uuid4()), "seconds": 0.0}) + "\n")
         return str(json.loads(self.run_file.read_text())["uid"])
+
+    def add_seconds(self, seconds: float) -> None:
+        """Adds the wall seconds of one start of the run."""
+        self.uid()
+        known = json.loads(self.run_file.read_text())
+        write_whole(self.run_file, json.dumps(known | {"seconds": known["seconds"] + seconds}) + "\n")
+
+    def seconds(self) -> float:
+        """Wall seconds of all starts that came to an end of their own."""
+        return float(json.loads(self.run_file.read_text())["seconds"]) if self.run_file.exists() else 0.0
 
     def adopt(self, job: RLJob) -> bool:
         """Records the job; returns whether this is a resume. InputError when the folder belongs to another job."""

@@ -1,4 +1,6 @@
-"""Certificates of one start: a platform authority for etcd and a job authority for gRPC, made new each time, in a private folder."""
+"""Certificates of one start: a platform authority for etcd and a job authority for gRPC, made new each time, in a
+private folder.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,7 @@ from twinpod.local.rendering import Rendered
 from twinpod.rpc.certificates import issue, make_authority
 
 
-def write_identities(
-    folder: Path, rendered: Rendered, names: Mapping[str, tuple[str, ...]], etcd_address: str
-) -> None:
+def write_identities(folder: Path, rendered: Rendered, names: Mapping[str, tuple[str, ...]], etcd_address: str) -> None:
     """Fills `folder` (mode 0700): `etcd-server`, and one folder for each Secret that the manifests name.
 
     names: every address of the run with its DNS names. Authority keys are never written.

@@ -1,9 +1,10 @@
 """The run's own process and mount namespaces: nothing that it starts or mounts outlives it.
 
-Theory of operation. `isolate()` splits the command in two. The *front* stays in the terminal: it forwards SIGINT and SIGTERM and leaves
-with the exit code of the other. The *launcher* is the first process of a new PID namespace with private mounts; everything that it
-starts lives in that namespace. The kernel kills a whole PID namespace when its first process ends, and the launcher has asked to be
-killed when the front ends. So `kill -9` of either takes every process of the run with it, and with the last one its mounts.
+Theory of operation. `isolate()` splits the command in two. The *front* stays in the terminal: it forwards SIGINT and
+SIGTERM and leaves with the exit code of the other. The *launcher* is the first process of a new PID namespace with
+private mounts; everything that it starts lives in that namespace. The kernel kills a whole PID namespace when its first
+process ends, and the launcher has asked to be killed when the front ends. So `kill -9` of either takes every process of
+the run with it, and with the last one its mounts.
 """
 
 from __future__ import annotations
@@ -33,9 +34,13 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 
 
 def isolate() -> None:
-    """Returns in the launcher only; the front never returns but exits as the launcher does. Call before any thread exists."""
+    """Returns in the launcher only; the front never returns but exits as the launcher does. Call before any thread
+    exists.
+    """
     if os.geteuid() != 0:
-        raise EnvironmentFault("local mode needs root for its private mounts", where="twinpod run", mend="run it as root, or with sudo")
+        raise EnvironmentFault(
+            "local mode needs root for its private mounts", where="twinpod run", mend="run it as root, or with sudo"
+        )
     if _libc.unshare(CLONE_NEWNS | CLONE_NEWPID) != 0:
         reason = os.strerror(ctypes.get_errno())
         raise EnvironmentFault(f"cannot unshare namespaces: {reason}", where="twinpod run", mend="see: twinpod doctor")

@@ -1,7 +1,7 @@
 """Pod manifests as the operator renders them, read into `plan.Pod`. Pure.
 
-Promise: a field is honoured, or it stands in a table below with the reason why it means nothing on one machine, or it is refused by
-its name. Nothing is ignored in silence.
+Promise: a field is honoured, or it stands in a table below with the reason why it means nothing on one machine, or it
+is refused by its name. Nothing is ignored in silence.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def _container(node: Mapping[str, Any], manifest: Mapping[str, Any], where: str)
         command=tuple(expand(str(word), environment) for word in (*node["command"], *node.get("args", ()))),
         environment=tuple(environment.items()),
         folder=node.get("workingDir", ""),
-        mounts=tuple(_mount(entry, f"{where}.volumeMounts[{index}]") for index, entry in enumerate(node.get("volumeMounts", ()))),
+        mounts=tuple(
+            _mount(entry, f"{where}.volumeMounts[{index}]") for index, entry in enumerate(node.get("volumeMounts", ()))
+        ),
         ports=tuple(entry["containerPort"] for entry in node.get("ports", ())),
         startup=_probe(node, "startupProbe", where),
         liveness=_probe(node, "livenessProbe", where),
@@ -140,7 +142,12 @@ def _value(entry: Mapping[str, Any], manifest: Mapping[str, Any], known: Mapping
 
 def _mount(node: Mapping[str, Any], where: str) -> Mount:
     _only(node, frozenset({"name", "mountPath", "subPath", "readOnly"}), where)
-    return Mount(volume=node["name"], path=node["mountPath"], sub_path=node.get("subPath", ""), read_only=bool(node.get("readOnly")))
+    return Mount(
+        volume=node["name"],
+        path=node["mountPath"],
+        sub_path=node.get("subPath", ""),
+        read_only=bool(node.get("readOnly")),
+    )
 
 
 def _volume(node: Mapping[str, Any], where: str) -> Volume:

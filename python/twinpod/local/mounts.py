@@ -1,8 +1,8 @@
 """Volumes of a run as folders and tmpfs in the launcher's private namespace, and the places where containers see them.
 
-A container mounts a volume where its manifest says, for example at /etc/twinpod/job, which this machine does not have. The launcher
-lays an overlay (upper layer in memory) over the nearest folder that exists, here /etc, and makes the place in it. It does so in its own
-mount namespace: the machine itself never sees any of it.
+A container mounts a volume where its manifest says, for example at /etc/twinpod/job, which this machine does not have.
+The launcher lays an overlay (upper layer in memory) over the nearest folder that exists, here /etc, and makes the place
+in it. It does so in its own mount namespace: the machine itself never sees any of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from twinpod.local.processes import Sight
 
 
 class Volumes:
-    """All volumes of a run. Life: `lay_ground` once, then `renew` at each start of a pod; the mounts end with the namespace."""
+    """All volumes of a run. Life: `lay_ground` once, then `renew` at each start of a pod; the mounts end with the
+    namespace.
+    """
 
     def __init__(self, folder: RunFolder, claims: Mapping[str, Path], keep: tuple[str, ...] = ()) -> None:
         self._folder, self._claims, self._keep = folder, claims, keep
@@ -67,8 +69,11 @@ class Volumes:
                     path.rename(previous)
                 path.mkdir(parents=True)
             elif not path.is_dir():
-                raise InputError(f"volume {volume.name} is the {volume.kind} {volume.source}, which local mode does not have",
-                                 where=f"Pod {pod.name}", mend="run the job on Kubernetes")  # fmt: skip
+                raise InputError(
+                    f"volume {volume.name} is the {volume.kind} {volume.source}, which local mode does not have",
+                    where=f"Pod {pod.name}",
+                    mend="run the job on Kubernetes",
+                )
 
     def _renew_memory(self, path: Path, volume: Volume) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,9 @@ class Volumes:
         binds = []
         for part in sorted(container.mounts, key=lambda one: one.path):
             if part.volume not in volumes:
-                raise InputError(f"mounts the volume {part.volume}, which the pod does not have", where=f"Pod {pod.name}")
+                raise InputError(
+                    f"mounts the volume {part.volume}, which the pod does not have", where=f"Pod {pod.name}"
+                )
             volume = volumes[part.volume]
             source = self.path(pod, volume) / part.sub_path
             source.mkdir(parents=True, exist_ok=True)
@@ -119,7 +126,9 @@ def containers_of(pod: Pod) -> tuple[Container, ...]:
 
 
 def needed_paths(job: RLJob) -> tuple[str, ...]:
-    """What every process of a run reads in place: Python, this checkout, the working directory, files that the job names."""
+    """What every process of a run reads in place: Python, this checkout, the working directory, files that the job
+    names.
+    """
     model, data = job.spec.model, job.spec.dataset
     named = (
         model.from_,

@@ -1,4 +1,6 @@
-"""What local mode makes of a pod manifest: the nouns. Pure; `manifest.py` reads manifests into them, `pods.py` executes them."""
+"""What local mode makes of a pod manifest: the nouns. Pure; `manifest.py` reads manifests into them, `pods.py` executes
+them.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """One pod: sidecars start first, in order, and are restarted; then `steps` run to their ends; then `containers`, each once."""
+    """One pod: sidecars start first, in order, and are restarted; then `steps` run to their ends; then `containers`,
+    each once.
+    """
 
     name: str
     names: tuple[str, ...]  # every DNS name that other pods may use

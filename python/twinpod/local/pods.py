@@ -1,9 +1,10 @@
 """The life of one pod on this machine, as the kubelet leads it.
 
-Theory of operation. Sidecars (init containers with restartPolicy Always) start first, in order, each waited for by its startup
-probe; a sidecar that ends is started again after a pause that doubles. Then the other init containers run to their ends, one by one.
-Then all containers start; with restartPolicy Never each runs once. When the last has ended the sidecars get SIGTERM, the last started
-first. The pod has succeeded if every container ended with 0. `stop()` may come at any time.
+Theory of operation. Sidecars (init containers with restartPolicy Always) start first, in order, each waited for by its
+startup probe; a sidecar that ends is started again after a pause that doubles. Then the other init containers run to
+their ends, one by one. Then all containers start; with restartPolicy Never each runs once. When the last has ended the
+sidecars get SIGTERM, the last started first. The pod has succeeded if every container ended with 0. `stop()` may come
+at any time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from twinpod.local.probes import until_failed, until_passed
 from twinpod.local.processes import Process, start_isolated
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+AFTER_A_GOOD_END_S = 10.0  # the kubelet's own first pause
 MOST_STARTS_WITHOUT_SUCCESS = 5  # of a sidecar; Kubernetes would go on for ever, a person at a terminal wants to know
 
 
@@ -114,7 +117,9 @@ class PodRun:
             await process.stop(grace_s=self.pod.grace_s)
 
     async def _keep(self, sidecar: Container, started: asyncio.Event) -> None:
-        """Keeps a sidecar running; sets `started` when its startup probe has passed, and reports trouble when it never does."""
+        """Keeps a sidecar running; sets `started` when its startup probe has passed, and reports trouble when it never
+        does.
+        """
         in_vain = 0
         while True:
             process = await self._start(sidecar)
@@ -143,6 +148,9 @@ class PodRun:
                 if not self._sidecar_trouble.done():
                     self._sidecar_trouble.set_result(outcome)
                 return
+            if code == 0:  # it was told to end, and so, most likely, was the rest of the pod
+                await asyncio.sleep(AFTER_A_GOOD_END_S)
+                continue
             self._place.note(f"{outcome.reason}; starting it again")
             await asyncio.sleep(BACKOFF_S[min(in_vain - 1, len(BACKOFF_S) - 1)])
 
@@ -174,14 +182,23 @@ class PodRun:
         return self._place.logs / f"{self.pod.name}.{container.name}.log"
 
     def _outcome(self, container: Container, code: int) -> Outcome:
-        how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
         log = self._log(container)
-        reason = f"{self.pod.name}/{container.name} {how}: {last_line(log)} (log: {log})"
+        reason = f"{self.pod.name}/{container.name} {how_it_ended(code, last_line(log))} (log: {log})"
         return Outcome(pod=self.pod.name, code=code, reason=reason)
 
 
+def how_it_ended(code: int, last: str) -> str:
+    """In words. `unshare` cannot end by SIGKILL as its child did: it complains and exits with 1. Pure."""
+    if code == -signal.SIGKILL or (code == 1 and last.startswith("unshare: sigprocmask")):
+        return "was killed (SIGKILL: kill -9, or the machine ran out of memory)"
+    how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+    return f"{how}: {last}"
+
+
 def base_environment() -> dict[str, str]:
-    """What an image would bring: this checkout's Python first, one OpenMP thread a process (small machines thrash otherwise)."""
+    """What an image would bring: this checkout's Python first, one OpenMP thread a process (small machines thrash
+    otherwise).
+    """
     here = Path(sys.executable).parent
     return {
         "PATH": f"{here}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

@@ -41,7 +41,7 @@ class Process:
         return await self._child.wait()
 
     async def stop(self, *, grace_s: float) -> int:
-        """SIGTERM, `grace_s` to obey it, SIGKILL; returns the exit code. The kernel kills what the process had started."""
+        """SIGTERM, `grace_s` to obey it, SIGKILL; returns the exit code. The kernel ends what it had started."""
         if not self.ended:
             self._signal(signal.SIGTERM)
             try:
@@ -75,7 +75,12 @@ async def start(command: Sequence[str], *, environment: Mapping[str, str], log: 
     """A plain child in its own session, its output appended to `log`."""
     with log.open("ab") as output:
         child = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=dict(environment), start_new_session=True
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=dict(environment),
+            start_new_session=True,
         )
     return Process(child, inside=False)
 

@@ -29,9 +29,11 @@ class Decision:
 
 
 def decide(outcomes: Sequence[Outcome], master: str, restarts: int, most: int) -> Decision:
-    """From the pods that have ended: the job follows its master when that succeeded, and its first failed pod otherwise.
+    """From the pods that have ended: the job follows its master when that succeeded, and its first failed pod
+    otherwise.
 
-    A pod other than the master that ended well while the master runs is no reason for anything: the master will miss it.
+    A pod other than the master that ended well while the master runs is no reason for anything: the master will miss
+    it.
     """
     if any(outcome.pod == master and outcome.code == 0 for outcome in outcomes):
         return Decision(verdict=Verdict.SUCCEEDED, reason="")

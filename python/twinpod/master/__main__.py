@@ -1,7 +1,8 @@
 """The master's process: `python -m twinpod.master`. Wiring only.
 
-Exit codes: 0 succeeded; 1 the machine lacks something; 2 wrong input; 3 a half, an engine or the weights failed: start again and it resumes;
-4 a newer master has taken over; 143 told to stop. What was committed is kept in every case.
+Exit codes: 0 succeeded; 1 the machine lacks something; 2 wrong input; 3 a half, an engine or the weights failed:
+start again and it resumes; 4 a newer master has taken over; 143 told to stop. What was committed is kept in every
+case.
 """
 
 from __future__ import annotations

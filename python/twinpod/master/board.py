@@ -1,7 +1,7 @@
 """The master's side of etcd: epoch, members, operation, version, progress. etcd away stops nothing (design 8.6).
 
-Epoch and version must get through: they are tried until they do. Members are the last ones known while it is away; a lease that ran out
-removes a member from the list and nothing more. Operation and progress are best effort.
+Epoch and version must get through: they are tried until they do. Members are the last ones known while it is away; a
+lease that ran out removes a member from the list and nothing more. Operation and progress are best effort.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ RETRY_S = 1.0
 
 
 class Board:
-    """Life: as long as the master. `away` is called with a line when etcd stops answering, and with "" when it is back."""
+    """Life: as long as the master.
+
+    `away` is called with a line when etcd stops answering, and with "" when it is back.
+    """
 
     def __init__(self, store: Store, keys: Keys, pause: Pause) -> None:
         self._store, self._keys, self._pause = store, keys, pause
@@ -34,7 +37,7 @@ class Board:
         self.away: Callable[[str], None] = lambda line: None
 
     async def take_epoch(self, newest: int, tries: int) -> int:
-        """A job epoch above every one in etcd and above `newest`, which the books have seen (etcd may have lost its memory)."""
+        """A job epoch above every one in etcd and above `newest`, the books' own (etcd may have lost its memory)."""
 
         async def above() -> int:
             while (epoch := await take_epoch(self._store, self._keys)) <= newest:
@@ -44,7 +47,10 @@ class Board:
         return await self._insist(above, tries)
 
     async def publish_version(self, note: VersionNote) -> None:
-        """Make it the committed version; waits for etcd as long as it takes. StaleEpoch when a newer master has begun."""
+        """Make it the committed version.
+
+        Waits for etcd as long as it takes. StaleEpoch when a newer master has begun.
+        """
 
         async def commit() -> None:
             await commit_version(self._store, self._keys, note)

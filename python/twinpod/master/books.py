@@ -1,12 +1,14 @@
-"""The books: what survives the master. One SQLite database (WAL, synchronous FULL) in the state folder; one writer, held by a lock.
+"""The books: what survives the master. One SQLite database (WAL, synchronous FULL) in the state folder; one writer,
+held by a lock.
 
-Promises. Segments are on disk when `store` returns, and a repeated or foreign one changes nothing. An iteration commit is one transaction: the
-groups trained, the new version, the snapshot's name and the numbers stand together or not at all. `resume` gives back the newest commit
-whose snapshot exists; what was committed after it is rolled back in one transaction (design 8.4): its prompts are to be trained again, segments made
-by its versions leave the surviving line, and their trajectories go on from what is left of them.
+Promises. Segments are on disk when `store` returns, and a repeated or foreign one changes nothing. An iteration
+commit is one transaction: the groups trained, the new version, the snapshot's name and the numbers stand together or
+not at all. `resume` gives back the newest commit whose snapshot exists; what was committed after it is rolled back in
+one transaction (design 8.4): its prompts are to be trained again, segments made by its versions leave the surviving
+line, and their trajectories go on from what is left of them.
 
-Life: `Books.open`, `begin_epoch`, `resume`, then writes; `close`. Methods block for a disk write: call them off the event loop. Reading is in
-`books_read`, the tables and their constraints in `books_schema`.
+Life: `Books.open`, `begin_epoch`, `resume`, then writes; `close`. Methods block for a disk write: call them off the
+event loop. Reading is in `books_read`, the tables and their constraints in `books_schema`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import numpy as np
 
 from twinpod.errors import EnvironmentFault, InputError, StaleEpoch
 from twinpod.master import books_read as read
+from twinpod.master.books_rollback import RECOUNT_PROMPT, roll_back
 from twinpod.master.books_schema import SCHEMA, SCHEMA_VERSION
 from twinpod.records import codec
 from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Trajectory
@@ -93,7 +96,10 @@ class Books:
 
     @classmethod
     def open(cls, folder: Path, identity: Identity) -> Books:
-        """Open or create. InputError: another job's folder or a newer schema. EnvironmentFault: another master has it, no room."""
+        """Open or create. InputError.
+
+        Another job's folder or a newer schema. EnvironmentFault: another master has it, no room.
+        """
         lock = _lock(folder)
         try:
             connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=30)
@@ -138,7 +144,7 @@ class Books:
             if lost := sum(row[0] > iteration for row in commits):
                 line += 1
                 _set_meta(db, "line", str(line))
-                _roll_back(db, iteration)
+                roll_back(db, iteration)
             newest = read.newest_version(db)
             _count(db, "resumes", 1 if newest else 0)
             version = read.surviving_version(db)
@@ -157,7 +163,8 @@ class Books:
         with self._transaction() as db:
             for prompt, number in prompts:
                 db.execute(
-                    "INSERT INTO prompts (prompt_id, text, answer, difficulty, tokens) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    "INSERT INTO prompts (prompt_id, text, answer, difficulty, tokens) VALUES (?, ?, ?, ?, ?)"
+                    " ON CONFLICT DO NOTHING",
                     (prompt.prompt_id, prompt.text, prompt.answer, prompt.difficulty, ints(prompt.tokens)),
                 )
                 row = db.execute(
@@ -213,7 +220,10 @@ class Books:
             _count(db, "trajectories_masked", sum(bool(row[2]) for row in rows))
 
     def drop(self, group_ids: Sequence[int], reason: str) -> None:
-        """Give groups up; their prompts may be begun again in the same pass. Counted under `groups_dropped_<reason>`."""
+        """Give groups up; their prompts may be begun again in the same pass.
+
+        Counted under `groups_dropped_<reason>`.
+        """
         with self._transaction() as db:
             db.executemany(
                 "UPDATE groups SET state = 'dropped' WHERE group_id = ? AND state IN ('open', 'finished')",
@@ -239,7 +249,7 @@ class Books:
                     (prompt_id, number, group_id, record.iteration, record.line),
                 )
                 db.execute("UPDATE groups SET state = 'trained' WHERE group_id = ?", (group_id,))
-                db.execute(_RECOUNT_PROMPT, (prompt_id,))
+                db.execute(RECOUNT_PROMPT, (prompt_id,))
             _insert_version(db, record.version, record.iteration, self.epoch, digest)
             db.execute(_INSERT_ITERATION, read.iteration_row(record))
 
@@ -292,13 +302,9 @@ UPDATE groups SET state = 'finished' WHERE state = 'open'
 AND group_id = (SELECT group_id FROM trajectories WHERE trajectory_id = ?)
 AND NOT EXISTS (SELECT 1 FROM trajectories t WHERE t.group_id = groups.group_id AND t.terminal = 0)
 """
-_RECOUNT_PROMPT = """
-UPDATE prompts SET (times_trained, tries, reward_sum, right_count) = (
-    SELECT count(DISTINCT trained.rowid), count(t.reward), coalesce(sum(t.reward), 0), coalesce(sum(t.correct), 0)
-    FROM trained JOIN trajectories t USING (group_id) WHERE trained.prompt_id = prompts.prompt_id AND trained.rolled_back = 0
-) WHERE prompt_id = ?
-"""
-_INSERT_ITERATION = f"INSERT INTO iterations ({', '.join(read.ITERATION_COLUMNS)}) VALUES ({', '.join('?' * len(read.ITERATION_COLUMNS))})"
+_COLUMNS = ", ".join(read.ITERATION_COLUMNS)
+_MARKS = ", ".join("?" * len(read.ITERATION_COLUMNS))
+_INSERT_ITERATION = f"INSERT INTO iterations ({_COLUMNS}) VALUES ({_MARKS})"  # noqa: S608  # names of ours
 
 
 def _lock(folder: Path) -> IO[str]:
@@ -355,41 +361,13 @@ def _create_or_check(db: sqlite3.Connection, folder: Path, identity: Identity) -
         )
 
 
-def _roll_back(db: sqlite3.Connection, iteration: int) -> None:
-    """Give up every commit after `iteration`, and every token that weights trained after it have made."""
-    prompts = db.execute(
-        "SELECT DISTINCT prompt_id FROM trained WHERE iteration > ? AND rolled_back = 0", (iteration,)
-    ).fetchall()
-    db.execute(
-        "UPDATE groups SET state = 'finished' WHERE group_id IN (SELECT group_id FROM trained WHERE iteration > ? AND rolled_back = 0)",
-        (iteration,),
-    )
-    db.execute("UPDATE trained SET rolled_back = 1 WHERE iteration > ?", (iteration,))
-    db.execute("UPDATE iterations SET rolled_back = 1 WHERE iteration > ?", (iteration,))
-    db.execute("UPDATE versions SET rolled_back = 1 WHERE iteration > ?", (iteration,))
-    db.executemany(_RECOUNT_PROMPT, prompts)
-    lost = "rolled_back = 0 AND version IN (SELECT version FROM versions WHERE rolled_back = 1)"
-    rewound = db.execute(f"SELECT DISTINCT trajectory_id FROM segments WHERE {lost}").fetchall()
-    db.execute(f"UPDATE segments SET rolled_back = 1 WHERE {lost}")
-    db.executemany(
-        "UPDATE trajectories SET terminal = 0, reward = NULL, correct = 0, masked = '', stop = coalesce("
-        "(SELECT s.stop FROM segments s WHERE s.trajectory_id = trajectories.trajectory_id AND s.rolled_back = 0 ORDER BY s.idx DESC LIMIT 1), '')"
-        " WHERE trajectory_id = ?",
-        rewound,
-    )
-    db.execute(
-        "UPDATE groups SET state = 'open' WHERE state = 'finished'"
-        " AND EXISTS (SELECT 1 FROM trajectories t WHERE t.group_id = groups.group_id AND t.terminal = 0)"
-    )
-    db.execute("DELETE FROM evaluations WHERE iteration > ?", (iteration,))
-
-
 def _insert_segment(db: sqlite3.Connection, segment: Segment, start: int, iteration: int) -> None:
     db.execute(
-        "INSERT INTO segments (trajectory_id, idx, start, count, version, iteration, pod, stop, tokens, logps) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO segments (trajectory_id, idx, start, count, version, iteration, pod, stop, tokens, logps)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            segment.trajectory_id, segment.index, start, len(segment.tokens), segment.version, iteration, segment.pod, segment.stop.value,
-            ints(segment.tokens), floats(segment.logps),
+            segment.trajectory_id, segment.index, start, len(segment.tokens), segment.version, iteration, segment.pod,
+            segment.stop.value, ints(segment.tokens), floats(segment.logps),
         ),
     )  # fmt: skip
     db.execute(

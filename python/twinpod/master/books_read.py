@@ -1,4 +1,7 @@
-"""Reading the books: small functions over a connection, for the writer, the conductor and `inspect`. They change nothing."""
+"""Reading the books: small functions over a connection, for the writer, the conductor and `inspect`.
+
+They change nothing.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,8 @@ def chain_end(db: sqlite3.Connection, segment: Segment) -> tuple[bool, int, int]
     row = db.execute(
         "SELECT t.terminal, g.state, EXISTS (SELECT 1 FROM versions WHERE version = ? AND rolled_back = 0),"
         " (SELECT count(*) FROM segments s WHERE s.trajectory_id = t.trajectory_id AND s.rolled_back = 0),"
-        " (SELECT coalesce(sum(count), 0) FROM segments s WHERE s.trajectory_id = t.trajectory_id AND s.rolled_back = 0)"
+        " (SELECT coalesce(sum(count), 0) FROM segments s"
+        "  WHERE s.trajectory_id = t.trajectory_id AND s.rolled_back = 0)"
         " FROM trajectories t JOIN groups g USING (group_id) WHERE t.trajectory_id = ?",
         (segment.version, segment.trajectory_id),
     ).fetchone()
@@ -78,7 +82,7 @@ def groups_in(db: sqlite3.Connection, states: Sequence[GroupState]) -> tuple[Gro
     """All groups in these states with their surviving segments, oldest first."""
     marks = ", ".join("?" * len(states))
     rows = db.execute(
-        f"SELECT group_id FROM groups WHERE state IN ({marks}) ORDER BY born, group_id",
+        f"SELECT group_id FROM groups WHERE state IN ({marks}) ORDER BY born, group_id",  # noqa: S608  # marks and names of ours
         [state.value for state in states],
     ).fetchall()
     return load_groups(db, [row[0] for row in rows])
@@ -97,7 +101,8 @@ def _load_group(db: sqlite3.Connection, group_id: int) -> Group:
     ).fetchone()
     chains: dict[int, list[Segment]] = {}
     for row in db.execute(
-        "SELECT s.trajectory_id, s.idx, s.version, s.pod, s.stop, s.tokens, s.logps FROM segments s JOIN trajectories t USING (trajectory_id)"
+        "SELECT s.trajectory_id, s.idx, s.version, s.pod, s.stop, s.tokens, s.logps"
+        " FROM segments s JOIN trajectories t USING (trajectory_id)"
         " WHERE t.group_id = ? AND s.rolled_back = 0 ORDER BY s.trajectory_id, s.idx",
         (group_id,),
     ):
@@ -145,7 +150,8 @@ def spent_in(db: sqlite3.Connection, iteration: int) -> dict[int, int]:
     """Tokens that each trajectory has generated in an iteration that is not committed yet."""
     return dict(
         db.execute(
-            "SELECT trajectory_id, sum(count) FROM segments WHERE iteration = ? AND rolled_back = 0 GROUP BY trajectory_id",
+            "SELECT trajectory_id, sum(count) FROM segments WHERE iteration = ? AND rolled_back = 0"
+            " GROUP BY trajectory_id",
             (iteration,),
         )
     )
@@ -162,9 +168,11 @@ def generated_in(db: sqlite3.Connection, iteration: int) -> int:
 def held(db: sqlite3.Connection) -> tuple[Held, ...]:
     """Every group that waits to be trained, open ones included, without its tokens."""
     rows = db.execute(
-        "SELECT g.group_id, g.born, g.size, coalesce((SELECT min(s.iteration) FROM segments s JOIN trajectories t USING (trajectory_id)"
+        "SELECT g.group_id, g.born, g.size, coalesce("
+        " (SELECT min(s.iteration) FROM segments s JOIN trajectories t USING (trajectory_id)"
         " WHERE t.group_id = g.group_id AND s.rolled_back = 0), g.born),"
-        " (SELECT count(*) FROM trajectories t WHERE t.group_id = g.group_id AND t.terminal = 1 AND t.reward IS NOT NULL),"
+        " (SELECT count(*) FROM trajectories t"
+        "  WHERE t.group_id = g.group_id AND t.terminal = 1 AND t.reward IS NOT NULL),"
         " (SELECT count(*) FROM trajectories t WHERE t.group_id = g.group_id AND t.terminal = 1 AND t.masked != '')"
         " FROM groups g WHERE g.state IN ('open', 'finished') ORDER BY g.born, g.group_id"
     )
@@ -178,7 +186,8 @@ def unscored(db: sqlite3.Connection) -> tuple[int, ...]:
     """Terminal trajectories of waiting groups without a verdict: a master died between storing and scoring them."""
     rows = db.execute(
         "SELECT t.trajectory_id FROM trajectories t JOIN groups g USING (group_id)"
-        " WHERE t.terminal = 1 AND t.reward IS NULL AND t.masked = '' AND g.state IN ('open', 'finished') ORDER BY t.trajectory_id"
+        " WHERE t.terminal = 1 AND t.reward IS NULL AND t.masked = '' AND g.state IN ('open', 'finished')"
+        " ORDER BY t.trajectory_id"
     )
     return tuple(row[0] for row in rows)
 
@@ -192,7 +201,8 @@ def given_up(db: sqlite3.Connection, most: int) -> tuple[tuple[int, int], ...]:
     """(prompt, pass) pairs whose groups were all dropped, fewer than `most` times: to be begun again, oldest first."""
     return tuple(
         db.execute(
-            "SELECT prompt_id, pass FROM groups GROUP BY prompt_id, pass HAVING sum(state != 'dropped') = 0 AND count(*) < ? ORDER BY min(group_id)",
+            "SELECT prompt_id, pass FROM groups GROUP BY prompt_id, pass"
+            " HAVING sum(state != 'dropped') = 0 AND count(*) < ? ORDER BY min(group_id)",
             (most,),
         )
     )
@@ -209,7 +219,8 @@ def right_share(db: sqlite3.Connection, group_ids: Sequence[int]) -> float:
     """Share of the groups' scored trajectories that are wholly right; nan without any."""
     marks = ", ".join("?" * len(group_ids))
     row = db.execute(
-        f"SELECT avg(correct) FROM trajectories WHERE reward IS NOT NULL AND group_id IN ({marks})", list(group_ids)
+        f"SELECT avg(correct) FROM trajectories WHERE reward IS NOT NULL AND group_id IN ({marks})",  # noqa: S608
+        list(group_ids),
     ).fetchone()
     return math.nan if row[0] is None else float(row[0])
 
@@ -217,7 +228,8 @@ def right_share(db: sqlite3.Connection, group_ids: Sequence[int]) -> float:
 def evaluations(db: sqlite3.Connection) -> tuple[EvaluationRecord, ...]:
     """Evaluations on held-out prompts, by iteration."""
     rows = db.execute(
-        "SELECT iteration, count(*), avg(reward), avg(CASE WHEN masked = '' THEN correct END) FROM evaluations GROUP BY iteration ORDER BY iteration"
+        "SELECT iteration, count(*), avg(reward), avg(CASE WHEN masked = '' THEN correct END)"
+        " FROM evaluations GROUP BY iteration ORDER BY iteration"
     )
     return tuple(
         EvaluationRecord(
@@ -241,7 +253,7 @@ def counters(db: sqlite3.Connection) -> tuple[NamedCount, ...]:
 def iterations(db: sqlite3.Connection, *, rolled_back: bool = False) -> tuple[IterationRecord, ...]:
     """Commits in order; those of given-up lines only when asked for."""
     only = "" if rolled_back else "WHERE rolled_back = 0"
-    rows = db.execute(f"SELECT {', '.join(ITERATION_COLUMNS)} FROM iterations {only} ORDER BY id")
+    rows = db.execute(f"SELECT {', '.join(ITERATION_COLUMNS)} FROM iterations {only} ORDER BY id")  # noqa: S608  # marks and names of ours
     return tuple(_iteration(row) for row in rows)
 
 

@@ -1,13 +1,12 @@
 """The tables of the books, and the constraints that make double work impossible at the database itself.
 
-    one_live_group      a prompt has at most one living group a pass over the data set
-    one_training        a prompt is trained at most once a pass on the surviving line
-    one_segment         a trajectory has at most one surviving segment of each index
-    segments_join       a surviving segment begins where the ones before it end: no token is stored twice, none is missing
-    one_commit          an iteration is committed at most once on the surviving line
+    one_live_group      a prompt has at most one living group a pass over the data set one_training        a prompt is
+    trained at most once a pass on the surviving line one_segment         a trajectory has at most one surviving
+    segment of each index segments_join       a surviving segment begins where the ones before it end: no token is
+    stored twice, none is missing one_commit          an iteration is committed at most once on the surviving line
 
-Token ids are little-endian int32, log-probs little-endian float32, one after the other. `rolled_back` rows belong to a line that a resume gave up;
-they stay for the record and count for nothing.
+Token ids are little-endian int32, log-probs little-endian float32, one after the other. `rolled_back` rows belong to
+a line that a resume gave up; they stay for the record and count for nothing.
 """
 
 SCHEMA_VERSION = 1  # PRAGMA user_version
@@ -56,10 +55,14 @@ WHEN NEW.rolled_back = 0 AND NEW.start != (
 BEGIN SELECT raise(ABORT, 'segment does not begin where the trajectory ends'); END;
 CREATE TABLE iterations (
     id INTEGER PRIMARY KEY,
-    iteration INTEGER NOT NULL, line INTEGER NOT NULL, epoch INTEGER NOT NULL, version INTEGER NOT NULL, snapshot TEXT NOT NULL,
-    groups INTEGER NOT NULL, samples INTEGER NOT NULL, reward REAL, right REAL, length REAL,
-    tokens_generated INTEGER NOT NULL, tokens_trained INTEGER NOT NULL, loss REAL, weights_gap REAL, stats TEXT NOT NULL,
-    generate_s REAL NOT NULL, train_s REAL NOT NULL, weights_s REAL NOT NULL, switch_s REAL NOT NULL, snapshot_s REAL NOT NULL, other_s REAL NOT NULL,
+    iteration INTEGER NOT NULL, line INTEGER NOT NULL, epoch INTEGER NOT NULL, version INTEGER NOT NULL,
+    snapshot TEXT NOT NULL,
+    groups INTEGER NOT NULL, samples INTEGER NOT NULL,
+    reward REAL, right REAL, length REAL,
+    tokens_generated INTEGER NOT NULL, tokens_trained INTEGER NOT NULL,
+    loss REAL, weights_gap REAL, stats TEXT NOT NULL,
+    generate_s REAL NOT NULL, train_s REAL NOT NULL, weights_s REAL NOT NULL, switch_s REAL NOT NULL,
+    snapshot_s REAL NOT NULL, other_s REAL NOT NULL,
     committed_at REAL NOT NULL, rolled_back INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX one_commit ON iterations (iteration) WHERE rolled_back = 0;
@@ -74,7 +77,8 @@ CREATE TABLE versions (
 );
 CREATE TABLE counters (name TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE evaluations (
-    iteration INTEGER NOT NULL, prompt_id INTEGER NOT NULL, tokens BLOB NOT NULL, answer TEXT NOT NULL, reward REAL, correct INTEGER NOT NULL, masked TEXT NOT NULL,
+    iteration INTEGER NOT NULL, prompt_id INTEGER NOT NULL, tokens BLOB NOT NULL, answer TEXT NOT NULL,
+    reward REAL, correct INTEGER NOT NULL, masked TEXT NOT NULL,
     PRIMARY KEY (iteration, prompt_id)
 ) WITHOUT ROWID;
 """

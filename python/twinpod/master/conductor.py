@@ -1,10 +1,12 @@
-"""The conductor: one run from its start to its end, one iteration after the other. Read `run`, then `_iterate`: they are the circle.
+"""The conductor: one run from its start to its end, one iteration after the other. Read `run`, then `_iterate`: they
+are the circle.
 
-    resume ─► serve ─► generate ─► rest ─► train ─► publish ∥ prepare ─► snapshot ─► commit ─► serve ...  ─► finish
+    resume ─► serve ─► generate ─► rest ─► train ─► publish ∥ prepare ─► snapshot ─► make way ─► commit ─► ... finish
 
-Promises. The order of a commit is snapshot (if due), books, etcd (design 8.4): a master killed anywhere resumes from the books with nothing lost
-and nothing done twice. Nothing here is remembered that the books do not know, except the shards of the newest version, which a resume publishes
-again. An error of a half ends the run with that error; who starts the master again resumes it.
+Promises. The order of a commit is snapshot (if due), books, etcd (design 8.4): a master killed anywhere resumes from
+the books with nothing lost and nothing done twice. Nothing here is remembered that the books do not know, except the
+shards of the newest version, which a resume publishes again. An error of a half ends the run with that error; who
+starts the master again resumes it.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from twinpod.checkpoint.versions import compose
 from twinpod.coordination.keys import VersionNote
 from twinpod.errors import ProtocolError, WeightsGapError
 from twinpod.master import books_read as read
+from twinpod.master import hold
 from twinpod.master.board import Board
 from twinpod.master.books import Books, Resume
 from twinpod.master.crew import Crew
 from twinpod.master.desk import Desk
-from twinpod.master.dispatch import Ended, Rules, WorkBuffer
+from twinpod.master.dispatch import Rules, WorkBuffer
 from twinpod.master.halves import Order
 from twinpod.master.progress import PhaseTimer, Reporter
 from twinpod.master.prompts import PromptSource
@@ -35,11 +38,10 @@ from twinpod.master.settings import MasterSettings
 from twinpod.master.sinks import EvaluationSink, Shelf, TrainingSink
 from twinpod.records import codec
 from twinpod.records.life import Verb
-from twinpod.records.rollout import GroupState
 from twinpod.records.run import IterationRecord
 from twinpod.records.training import Batch, TrainStats
 from twinpod.records.weights import ShardRecord, WeightVersion
-from twinpod.replay.policy import build_batch, choose, complete, too_old, usable
+from twinpod.replay.policy import build_batch
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +75,20 @@ class Conductor:
         self._epoch = 0
         self._line = 1
         self._weights: WeightVersion | None = None
+        self._preparing: asyncio.Task[None] | None = None  # engines that come up beside a publication
+        self._served = ""  # what the engines said they served at the end of the rollout phase, for an error's line
 
     async def run(self) -> None:
         """From where the books stand to `Succeeded`."""
-        start = await self._take_over()
-        for iteration in range(start.iteration + 1, self._s.iterations + 1):
-            await self._iterate(iteration)
-        await self._finish()
+        try:
+            start = await self._take_over()
+            for iteration in range(start.iteration + 1, self._s.iterations + 1):
+                await self._iterate(iteration)
+            await self._finish()
+        finally:
+            if self._preparing:
+                self._preparing.cancel()
+                await asyncio.gather(self._preparing, return_exceptions=True)
 
     # -- start
 
@@ -105,7 +114,9 @@ class Conductor:
         await p.crew.train(
             Order(verb=Verb.ONLOAD, iteration=resume.iteration, version=version, argument=argument, mark="load")
         )
-        await self._publish(PhaseTimer(p.clock), resume.iteration, version)
+        timer = PhaseTimer(p.clock)
+        await self._publish(timer, resume.iteration, version)
+        await self._make_way(timer, resume.iteration)
         weights = self._need_weights()
         await p.shelf.do(lambda books: books.record_version(version, resume.iteration, weights.digest))
         await self._announce()
@@ -125,12 +136,9 @@ class Conductor:
             stats = await self._train(timer, iteration, batch)
             await self._publish(timer, iteration, batch.version + 1)
         else:
-            log.warning(
-                "no group finished: nothing to train on, the same version goes on", extra={"iteration": iteration}
-            )
-            with timer.spend("switch"):
-                await self._p.crew.prepare(iteration)
+            log.warning("no group finished: nothing to train on", extra={"iteration": iteration})
         snapshot = await self._snapshot(timer, iteration)
+        await self._make_way(timer, iteration)
         await self._commit(timer, iteration, batch, groups, stats, snapshot)
 
     async def _serve(self, timer: PhaseTimer, iteration: int) -> None:
@@ -145,22 +153,19 @@ class Conductor:
         p, s = self._p, self._s
         await p.reporter.phase("generate", iteration=iteration, waiting_for="rollout workers")
         with timer.spend("generate"):
-            await p.shelf.do(lambda books: _retire(books, iteration, s.max_segment_age))
-            sink = TrainingSink(p.shelf, p.judge, p.source, size=s.group_size, iteration=iteration)
-            for ended in await p.shelf.do(_left_unscored):
-                sink.judge((ended,))
-            await sink.drain()
-            buffer = WorkBuffer(
-                rules=self._rules(s.groups_per_iteration, s.groups_in_flight),
-                epoch=self._epoch,
-                iteration=iteration,
-                version=self._need_weights().version,
-            )
-            await p.shelf.do(lambda books: _lay_out(books, buffer, iteration))
-            async with p.crew.recruiting(self._need_weights(), iteration):
-                await p.desk.run(buffer, sink, p.crew.engines, p.reporter.groups)
-            await sink.drain()
-            return await p.shelf.do(lambda books: _choose(books, s.groups_per_iteration))
+            await p.shelf.do(lambda books: hold.retire(books, iteration, s.max_segment_age))
+            version = self._need_weights().version
+            rules = self._rules(s.groups_per_iteration, s.groups_in_flight)
+            buffer = WorkBuffer(rules=rules, epoch=self._epoch, iteration=iteration, version=version)
+            async with TrainingSink(p.shelf, p.judge, p.source, size=s.group_size, iteration=iteration) as sink:
+                if left := await p.shelf.do(hold.left_unscored):
+                    sink.judge(left)
+                    await sink.drain()
+                await p.shelf.do(lambda books: hold.lay_out(books, buffer, iteration))
+                async with p.crew.recruiting(self._need_weights(), iteration):
+                    await p.desk.run(buffer, sink, p.crew.engines, p.reporter.groups)
+                    self._served = await p.crew.versions()
+            return await p.shelf.do(lambda books: hold.pick(books, s.groups_per_iteration))
 
     async def _rest(self, timer: PhaseTimer, iteration: int) -> None:
         """Engines free what the trainer needs, then it takes its memory back."""
@@ -195,34 +200,31 @@ class Conductor:
         stats = codec.loads(TrainStats, reply.detail)
         if stats.weights_gap > self._s.weights_gap_limit:  # false for nan: no on-policy token
             raise WeightsGapError(
-                f"mean |logp trainer - logp engine| is {stats.weights_gap:.3g} over {stats.on_policy_tokens} tokens, the limit is"
-                f" {self._s.weights_gap_limit:.3g}: the trainer holds version {batch.version}, the engines say {await p.crew.versions()}",
+                f"mean |logp trainer - logp engine| is {stats.weights_gap:.3g} over {stats.on_policy_tokens} tokens,"
+                f" the limit is {self._s.weights_gap_limit:.3g}: the trainer holds version {batch.version},"
+                f" the engines served {self._served}",
                 where=f"iteration {iteration}",
             )
         return stats
 
     async def _publish(self, timer: PhaseTimer, iteration: int, version: int) -> None:
-        """The trainer writes the version; engines start meanwhile, on accelerators once its memory is away."""
-        p = self._p
-        await p.reporter.phase("publish", waiting_for="trainer")
-        order = Order(verb=Verb.PUBLISH, iteration=iteration, version=version)
-        overlapped = not self._s.moves_memory
+        """The trainer writes the version; where memory is not shared, engines start meanwhile."""
+        await self._p.reporter.phase("publish", waiting_for="trainer")
         with timer.spend("weights"):
-            preparing = p.crew.preparing(iteration) if overlapped else None
-            try:
-                reply = await p.crew.train(order)
-            except BaseException:
-                if preparing:
-                    preparing.cancel()
-                raise
+            if not self._s.moves_memory:
+                self._preparing = self._p.crew.preparing(iteration)
+            reply = await self._p.crew.train(Order(verb=Verb.PUBLISH, iteration=iteration, version=version))
         shards = codec.loads(_Shards, f'{{"shards":{reply.detail}}}').shards
         self._weights = compose(version, self._epoch, iteration, shards)
+
+    async def _make_way(self, timer: PhaseTimer, iteration: int) -> None:
+        """The trainer's memory leaves the accelerator, where it is shared; then engines are up (design 8.3)."""
+        await self._p.reporter.phase("switch", waiting_for="engines")
         with timer.spend("switch"):
-            if preparing:
-                await preparing
-            else:
-                await p.crew.train(Order(verb=Verb.OFFLOAD, iteration=iteration))
-                await p.crew.prepare(iteration)
+            if self._s.moves_memory:
+                await self._p.crew.train(Order(verb=Verb.OFFLOAD, iteration=iteration))
+            await (self._preparing or self._p.crew.preparing(iteration))
+        self._preparing = None
 
     async def _snapshot(self, timer: PhaseTimer, iteration: int) -> str:
         """A durable snapshot when one is due; its folder, or "". The books name it before anyone relies on it."""
@@ -349,8 +351,8 @@ class Conductor:
         )
         for group in sink.groups:
             buffer.admit(group, {})
-        await p.desk.run(buffer, sink, p.crew.engines, p.reporter.groups)
-        await sink.drain()
+        async with sink:
+            await p.desk.run(buffer, sink, p.crew.engines, p.reporter.groups)
         await p.shelf.do(lambda books: books.record_evaluation(iteration - 1, sink.answers))
         right = sum(answer.correct for answer in sink.answers) / len(sink.answers) if sink.answers else math.nan
         log.info("evaluated", extra={"prompts": len(sink.answers), "right": right})
@@ -368,46 +370,6 @@ class Conductor:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shards:
     shards: tuple[ShardRecord, ...]
-
-
-def _retire(books: Books, iteration: int, most: int) -> None:
-    """Groups with a segment that is too old are given up; their prompts come again."""
-    held = read.held(books.connection)
-    if old := [one.group_id for one in held if too_old(one.oldest, iteration, most)]:
-        books.drop(old, "too_old")
-
-
-def _left_unscored(books: Books) -> tuple[Ended, ...]:
-    """Terminal trajectories without verdict, left by a master that was killed."""
-    db = books.connection
-    ids = set(read.unscored(db))
-    return tuple(
-        Ended(trajectory_id=one.trajectory_id, prompt=group.prompt, tokens=one.tokens, stop=one.segments[-1].stop)
-        for group in (read.groups_in(db, (GroupState.OPEN, GroupState.FINISHED)) if ids else ())
-        for one in group.trajectories
-        if one.trajectory_id in ids
-    )
-
-
-def _lay_out(books: Books, buffer: WorkBuffer, iteration: int) -> None:
-    """Open groups into slots, with what they have spent in this iteration already; finished ones are counted."""
-    db = books.connection
-    _drop_unusable(books)
-    buffer.finished = sum(complete(one) and usable(one) for one in read.held(db))
-    spent = read.spent_in(db, iteration)
-    for group in read.groups_in(db, (GroupState.OPEN,)):
-        buffer.admit(group, spent)
-
-
-def _choose(books: Books, wanted: int) -> tuple[int, ...]:
-    _drop_unusable(books)
-    return choose(read.held(books.connection), wanted)
-
-
-def _drop_unusable(books: Books) -> None:
-    """Complete groups that no judge could score: given up, counted."""
-    if lost := [one.group_id for one in read.held(books.connection) if complete(one) and not usable(one)]:
-        books.drop(lost, "masked")
 
 
 def _mean(values: list[float]) -> float:

@@ -1,7 +1,8 @@
 """The halves as one crew: who they are, and the orders that all of them get.
 
-A hybrid pod has both halves; its failure fails the run. A pod with an inference half alone helps (RolloutPool): it may come and go in any phase, and what
-goes wrong with it is logged and tried again. The trainer's ranks are reached through the lead, the training half of the first hybrid pod.
+A hybrid pod has both halves; its failure fails the run. A pod with an inference half alone helps (RolloutPool): it
+may come and go in any phase, and what goes wrong with it is logged and tried again. The trainer's ranks are reached
+through the lead, the training half of the first hybrid pod.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ class Crew:
         self._halves.epoch = epoch
 
     async def gather(self, tell: Callable[[str], None]) -> None:
-        """Wait until every hybrid pod has both halves, then bring all engines to rest. `tell`: who is missing, in words."""
+        """Wait until every hybrid pod has both halves, then bring all engines to rest.
+
+        `tell`: who is missing, in words.
+        """
         for _ in range(int(self._gather_s / LOOK_S)):
             members = await self._board.members()
             missing = missing_halves(members, self._replicas)
@@ -82,7 +86,10 @@ class Crew:
         return asyncio.create_task(self.prepare(iteration))
 
     async def serve(self, weights: WeightVersion, iteration: int) -> float:
-        """Engines take the version and serve it. Returns the seconds that verifying and loading took, by the slowest."""
+        """Engines take the version and serve it.
+
+        Returns the seconds that verifying and loading took, by the slowest.
+        """
         order = Order(
             verb=Verb.SERVE,
             iteration=iteration,
@@ -146,7 +153,7 @@ class Crew:
         hybrid = [one for one in members if one.pod in self._hybrid]
         helpers = [one for one in members if one.pod not in self._hybrid]
         known = {one.pod for one in hybrid}
-        # A lease that ran out makes a member unknown, it does not end it (design 8.6): it is called where it was last seen.
+        # A lease that ran out makes a member unknown, it does not end it (design 8.6): call it where it was seen.
         hybrid += [one for pod, one in sorted(self._last.items()) if pod not in known]
         self._last = {one.pod: one for one in hybrid}
         helping = [asyncio.create_task(self._leniently(one, order)) for one in helpers]

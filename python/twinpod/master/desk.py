@@ -1,9 +1,11 @@
-"""The desk: where rollout workers ask for work and hand it in. It runs one `WorkBuffer` at a time and holds the batch for the trainer.
+"""The desk: where rollout workers ask for work and hand it in. It runs one `WorkBuffer` at a time and holds the batch
+for the trainer.
 
-Theory of operation. `run` lays a buffer on the desk and returns when it is done. Meanwhile `pull` answers workers (items, `cut`, or nothing after
-their wait) and `give` takes results: first the sink stores them, then the buffer learns what was new, so that nothing counts before it
-is durable. Whoever changes the buffer wakes the others. A worker says what it holds with every pull: what it should hold and does not was lost
-on the way and is handed out again; so is what a silent worker holds.
+Theory of operation. `run` lays a buffer on the desk and returns when it is done. Meanwhile `pull` answers workers
+(items, `cut`, or nothing after their wait) and `give` takes results: first the sink stores them, then the buffer
+learns what was new, so that nothing counts before it is durable. Whoever changes the buffer wakes the others. A
+worker says what it holds with every pull: what it should hold and does not was lost on the way and is handed out
+again; so is what a silent worker holds.
 """
 
 from __future__ import annotations
@@ -80,7 +82,11 @@ class Desk:
         self._iteration = 0
 
     async def run(self, buffer: WorkBuffer, sink: Sink, engines: int, tell: Callable[[int, int], None]) -> None:
-        """One rollout phase, to its end. `tell`: finished and wanted groups. Unreachable when no worker gets anything done, EngineFault when all that came were failures."""
+        """One rollout phase, to its end.
+
+        `tell`: finished and wanted groups. Unreachable when no worker gets anything done, EngineFault when all that
+        came were failures.
+        """
         assert self._phase is None, "one phase at a time"
         self._phase = phase = _Phase(buffer=buffer, sink=sink, engines=engines, last_result=self._clock())
         self._iteration = buffer.iteration
@@ -132,7 +138,8 @@ class Desk:
                 return self._pulled(cut=False, items=())
 
     async def give(self, epoch: int, results: Sequence[WorkResult]) -> int:
-        """Take results, of older epochs too (what is stored already, or belongs to a given-up line, is refused there). Returns segments stored.
+        """Take results, of older epochs too (what is stored already, or belongs to a given-up line, is refused
+        there). Returns segments stored.
 
         Work of a phase that is over is kept when the books can still use it.
         """

@@ -1,15 +1,18 @@
-"""The work buffer of one rollout phase: who generates what, what is outstanding, and when the phase is over. Pure (design 8.1).
+"""The work buffer of one rollout phase: who generates what, what is outstanding, and when the phase is over. Pure
+(design 8.1).
 
-Words. A *slot* holds one open group; there are `in_flight` of them. An *attempt* is one trajectory of a slot within this phase; it may spend
-`segment_tokens` here. An *item* is what a worker takes: attempts of one group that have the same length and the same tokens left, so that a
-fresh group is one item with k resumptions and the engine answers it in one request.
+Words. A *slot* holds one open group; there are `in_flight` of them. An *attempt* is one trajectory of a slot within
+this phase; it may spend `segment_tokens` here. An *item* is what a worker takes: attempts of one group that have the
+same length and the same tokens left, so that a fresh group is one item with k resumptions and the engine answers it
+in one request.
 
-Promises: an attempt is in at most one outstanding item; an item that failed, was lost or came back in part leaves its attempts ready
-again; saved groups go before fresh ones, older before younger; nothing is handed out once the phase is closing.
+Promises: an attempt is in at most one outstanding item; an item that failed, was lost or came back in part leaves its
+attempts ready again; saved groups go before fresh ones, older before younger; nothing is handed out once the phase is
+closing.
 
-Fresh groups. When `in_flight` is above `wanted`, every freed slot is refilled at once until `wanted` groups are finished: what is left of them
-goes on under newer weights. When it is not, only as many are begun as are still needed: with answers that fit into a phase
-nothing is begun in vain, and every token is on-policy.
+Fresh groups. When `in_flight` is above `wanted`, every freed slot is refilled at once until `wanted` groups are
+finished: what is left of them goes on under newer weights. When it is not, only as many are begun as are still
+needed: with answers that fit into a phase nothing is begun in vain, and every token is on-policy.
 """
 
 from __future__ import annotations
@@ -107,7 +110,10 @@ class WorkBuffer:
     group_of: dict[int, int] = field(default_factory=dict)  # by trajectory
 
     def admit(self, group: Group, spent: Mapping[int, int]) -> None:
-        """Put a group into a slot. `spent`: tokens that a trajectory has already generated in this iteration (after a restart)."""
+        """Put a group into a slot.
+
+        `spent`: tokens that a trajectory has already generated in this iteration (after a restart).
+        """
         attempts = tuple(
             Attempt(
                 trajectory_id=trajectory.trajectory_id,
@@ -136,9 +142,11 @@ class WorkBuffer:
         return max(0, min(free, self.rules.wanted - self.finished - able))
 
     def take(self, worker: str, capacity: int, engines: int, now: float) -> tuple[WorkItem, ...]:
-        """Items for a worker with room for `capacity` trajectories; `engines` share what is ready, so that none takes it all.
+        """Items for a worker with room for `capacity` trajectories; `engines` share what is ready, so that none takes
+        it all.
 
-        With several engines each gets half of its fair share at a time: the fast one comes back sooner and so gets more.
+        With several engines each gets half of its fair share at a time: the fast one comes back sooner and so gets
+        more.
         """
         self.workers[worker] = now
         if self.closing:
@@ -190,7 +198,10 @@ class WorkBuffer:
         return Taken(ended=tuple(ended), finished=tuple(finished), tokens=tokens)
 
     def reclaim(self, worker: str, running: Iterable[str]) -> int:
-        """The worker says which items it holds; those that it should hold and does not are ready again. Returns how many."""
+        """The worker says which items it holds.
+
+        Those that it should hold and does not are ready again. Returns how many.
+        """
         lost = [held for held in self.held_by(worker) if held.item.item_id not in set(running)]
         for held in lost:
             self._lose(held)

@@ -1,6 +1,8 @@
-"""Orders to the halves. A call that got lost is repeated under the same key; an order that failed and may be retried gets a new one.
+"""Orders to the halves. A call that got lost is repeated under the same key; an order that failed and may be retried
+gets a new one.
 
-A training half that fails is not retried here: its ranks' state is gone, and the master resumes from the books (design 8.4).
+A training half that fails is not retried here: its ranks' state is gone, and the master resumes from the books
+(design 8.4).
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ class Halves:
         return await gather(*(self.order(member, order) for member in members))
 
     async def _send(self, member: HalfStatus, command: Command) -> Reply:
-        """Send until answered: a lost call is repeated under its key, as long as the order's deadline allows and the half is not gone for good."""
+        """Send until answered: a lost call is repeated under its key, until its deadline or the half is gone."""
         began = self._clock()
         port = self._ports.setdefault(member.address, self._connect(member.address))
         silent_since: float | None = None

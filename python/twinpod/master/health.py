@@ -1,7 +1,7 @@
 """`/healthz` and `/metrics` over plain HTTP, for the kubelet and Prometheus, which have no certificate of the job.
 
-A thread of its own answers, so that a probe does not wait for a long database write; the event loop sets a beat, and a loop that is stuck for good
-is told apart from a busy one by its age.
+A thread of its own answers, so that a probe does not wait for a long database write; the event loop sets a beat, and
+a loop that is stuck for good is told apart from a busy one by its age.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Health:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name above
                 """A probe every few seconds is no news."""
 
         try:

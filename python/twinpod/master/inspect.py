@@ -27,7 +27,10 @@ LAST = 5
 
 
 def inspect(folder: Path) -> RunReport:
-    """The report of a run. `folder`: the run's own (with `state/`) or the state folder. InputError when it has no books."""
+    """The report of a run. `folder`.
+
+    The run's own (with `state/`) or the state folder. InputError when it has no books.
+    """
     file = folder / "state" / FILE if (folder / "state" / FILE).exists() else folder / FILE
     with contextlib.closing(read.open_read_only(file)) as db:
         db.execute("BEGIN")  # one moment for all numbers
@@ -60,10 +63,8 @@ def report(db: sqlite3.Connection) -> RunReport:
         trained_twice_in_a_pass=_number(db, _TRAINED_TWICE),
         segments=_number(db, "SELECT count(*) FROM segments WHERE rolled_back = 0"),
         tokens=_number(db, "SELECT coalesce(sum(count), 0) FROM segments WHERE rolled_back = 0"),
-        trajectories_spanning_versions=_number(db, f"SELECT count(*) FROM ({_SPANS}) WHERE versions >= 2"),
-        trajectories_by_versions=_counts(
-            db, f"SELECT versions, count(*) FROM ({_SPANS}) GROUP BY versions ORDER BY versions"
-        ),
+        trajectories_spanning_versions=_number(db, _SPANNING),
+        trajectories_by_versions=_counts(db, _BY_VERSIONS),
         duplicate_tokens=_number(db, _DUPLICATE_TOKENS),
         chains_broken=_number(db, _CHAINS_BROKEN),
         versions=_versions(db),
@@ -86,12 +87,15 @@ SELECT CASE
 FROM trajectories t JOIN groups g USING (group_id) GROUP BY 1 ORDER BY 1
 """
 _TIMES_TRAINED = """
-SELECT times, count(*) FROM (SELECT count(*) AS times FROM trained WHERE rolled_back = 0 GROUP BY prompt_id) GROUP BY times ORDER BY times
+SELECT times, count(*) FROM (SELECT count(*) AS times FROM trained WHERE rolled_back = 0 GROUP BY prompt_id)
+GROUP BY times ORDER BY times
 """
 _TRAINED_TWICE = """
 SELECT count(*) FROM (SELECT 1 FROM trained WHERE rolled_back = 0 GROUP BY prompt_id, pass HAVING count(*) > 1)
 """
 _SPANS = "SELECT count(DISTINCT version) AS versions FROM segments WHERE rolled_back = 0 GROUP BY trajectory_id"
+_SPANNING = f"SELECT count(*) FROM ({_SPANS}) WHERE versions >= 2"  # noqa: S608  # words of ours
+_BY_VERSIONS = f"SELECT versions, count(*) FROM ({_SPANS}) GROUP BY versions ORDER BY versions"  # noqa: S608
 # Counted anew from the segments' own places, not taken from the constraints that should make it 0.
 _DUPLICATE_TOKENS = """
 SELECT coalesce(sum(max(0, min(a.start + a.count, b.start + b.count) - max(a.start, b.start))), 0)
@@ -108,8 +112,10 @@ SELECT count(*) FROM (
 
 def _versions(db: sqlite3.Connection) -> tuple[VersionRecord, ...]:
     rows = db.execute(
-        "SELECT v.version, v.iteration, v.epoch, v.digest, v.rolled_back, count(s.segment_id), coalesce(sum(s.count), 0)"
-        " FROM versions v LEFT JOIN segments s ON s.version = v.version AND s.rolled_back = 0 GROUP BY v.version ORDER BY v.version"
+        "SELECT v.version, v.iteration, v.epoch, v.digest, v.rolled_back, count(s.segment_id),"
+        " coalesce(sum(s.count), 0)"
+        " FROM versions v LEFT JOIN segments s ON s.version = v.version AND s.rolled_back = 0"
+        " GROUP BY v.version ORDER BY v.version"
     )
     return tuple(
         VersionRecord(

@@ -54,7 +54,10 @@ def eta_s(done: Sequence[IterationRecord], iterations: int) -> float:
 
 
 class Reporter:
-    """Keeps the record current: in the books at every phase, in etcd as it changes, the newest only, never in the way."""
+    """Keeps the record current.
+
+    In the books at every phase, in etcd as it changes, the newest only, never in the way.
+    """
 
     def __init__(self, board: Board, shelf: Shelf, wall: Callable[[], float], iterations: int) -> None:
         self._board, self._shelf, self._wall = board, shelf, wall

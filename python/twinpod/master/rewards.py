@@ -13,7 +13,10 @@ from twinpod.reward.port import RewardPort
 
 
 class Judge:
-    """A reward port with a decoder and the penalty for repeating (design 8.2, 8.12). An error masks, it never scores 0."""
+    """A reward port with a decoder and the penalty for repeating (design 8.2, 8.12).
+
+    An error masks, it never scores 0.
+    """
 
     def __init__(
         self, port: RewardPort, decode: Callable[[Sequence[int]], str], penalty: float, executor: Executor

@@ -22,7 +22,9 @@ class MasterService(master_pb2_grpc.MasterServicer):
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    async def PullWork(self, request: master_pb2.PullRequest, context: Any) -> master_pb2.WorkBatch:
+    async def PullWork(  # noqa: N802  # the proto's name
+        self, request: master_pb2.PullRequest, context: Any
+    ) -> master_pb2.WorkBatch:
         """Long poll for work."""
         self._begun()
         wait = min(request.wait_s, LONGEST_PULL_S)
@@ -37,13 +39,17 @@ class MasterService(master_pb2_grpc.MasterServicer):
             items=[work_item_to_pb(item) for item in pulled.items],
         )
 
-    async def ReturnWork(self, request: master_pb2.ReturnRequest, context: Any) -> master_pb2.ReturnReply:
+    async def ReturnWork(  # noqa: N802  # the proto's name
+        self, request: master_pb2.ReturnRequest, context: Any
+    ) -> master_pb2.ReturnReply:
         """Stored when it answers."""
         self._begun()
         results = [work_result_from_pb(result) for result in request.results]
         return master_pb2.ReturnReply(stored=await self._desk.give(request.epoch, results))
 
-    async def FetchBatch(self, request: master_pb2.BatchRequest, context: Any) -> AsyncIterator[master_pb2.BatchPart]:
+    async def FetchBatch(  # noqa: N802  # the proto's name
+        self, request: master_pb2.BatchRequest, context: Any
+    ) -> AsyncIterator[master_pb2.BatchPart]:
         """The batch of the iteration under way."""
         self._begun()
         for part in batch_to_parts(self._desk.batch(request.epoch, request.iteration)):

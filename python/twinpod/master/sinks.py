@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from twinpod.master.books import Books, EvaluationAnswer, Scored
 from twinpod.master.dispatch import Ended
@@ -28,7 +28,10 @@ class Shelf:
 
 
 class _Scoring:
-    """Judging in the background; `drain` waits for all of it and raises its first error."""
+    """Judging in the background.
+
+    A phase runs within `async with`: its end waits for every verdict, its failure for none.
+    """
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
@@ -43,6 +46,16 @@ class _Scoring:
         while self._tasks:
             tasks, self._tasks = self._tasks, set()
             await asyncio.gather(*tasks)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            await self.drain()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _score(self, ended: Sequence[Ended]) -> None:
         await self._keep(ended, await self._judge.score(ended))

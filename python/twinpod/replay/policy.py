@@ -1,7 +1,7 @@
 """Which groups wait, which are too old, which are trained now, and what a batch of them looks like. Pure.
 
-A group is held until its k trajectories are terminal and scored (paper.md 2, design 8.2). A trajectory that no judge could
-score is masked: it stays out of the batch and its group goes on with the others, as long as two remain.
+A group is held until its k trajectories are terminal and scored (paper.md 2, design 8.2). A trajectory that no judge
+could score is masked: it stays out of the batch and its group goes on with the others, as long as two remain.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def choose(groups: Iterable[Held], wanted: int) -> tuple[int, ...]:
 def build_batch(
     groups: Sequence[Group], *, iteration: int, version: int, baseline: Baseline, tau: float, size: int
 ) -> Batch:
-    """The batch of `groups` in order; `size` is k. Masks by version are the trainer's job, through `Sample.versions`."""
+    """The batch of `groups` in order.
+
+    `size` is k. Masks by version are the trainer's job, through `Sample.versions`.
+    """
     samples: list[Sample] = []
     for number, group in enumerate(groups):
         scored = [(trajectory, trajectory.reward) for trajectory in group.trajectories if trajectory.reward is not None]

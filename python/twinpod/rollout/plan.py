@@ -15,7 +15,8 @@ from twinpod.rollout.repeat import find
 
 __all__ = ["budget", "refusal", "repeats", "request_name", "requests", "segment"]
 
-CHECK_EVERY = 32  # tokens between two looks for a repeat while an answer is generated
+CHECK_EVERY = 32  # fewest tokens between two looks for a repeat while an answer is generated
+CHECKS = 64  # most looks an answer: each brings all its tokens anew
 
 
 def budget(settings: SamplingSettings, done: int) -> int:
@@ -41,7 +42,7 @@ def request_name(item: WorkItem, place: int) -> str:
 def requests(item: WorkItem) -> tuple[EngineRequest, ...]:
     """One request a trajectory: prompt and what it has so far, and the room that is left."""
     settings = item.sampling
-    watch = CHECK_EVERY if settings.repeat_ngram else 0
+    watch = max(CHECK_EVERY, settings.segment_tokens // CHECKS) if settings.repeat_ngram else 0
     return tuple(
         EngineRequest(
             name=request_name(item, place),
@@ -61,13 +62,11 @@ def repeats(item: WorkItem, place: int, tokens: Sequence[int], seen: int) -> int
     settings, before = item.sampling, item.trajectories[place].tokens
     if not settings.repeat_ngram:
         return None
-    found = find(
-        (*before, *tokens),
-        ngram=settings.repeat_ngram,
-        count=settings.repeat_count,
-        since=len(before) + seen,
-    )
-    return None if found is None else found.end - len(before)
+    since = len(before) + seen
+    skip = max(0, since + 1 - settings.repeat_ngram * settings.repeat_count)  # `find` looks no further back
+    tail = (*before[skip:], *tokens[max(0, skip - len(before)) :])
+    found = find(tail, ngram=settings.repeat_ngram, count=settings.repeat_count, since=since - skip)
+    return None if found is None else found.end + skip - len(before)
 
 
 def segment(item: WorkItem, place: int, output: EngineOutput, pod: str) -> Segment | None:

@@ -253,7 +253,10 @@ class Worker:
             seen = held.seen.get(place, 0)
             if seen >= 0 and plan.repeats(held.item, place, output.tokens, seen) is not None:
                 held.seen[place] = -1  # found; told once
-                await engine.abort(output.name)
+                try:
+                    await engine.abort(output.name)
+                except TwinpodError as error:  # it runs on in vain; what is too much is cut off at its end
+                    log.warning("a repeating answer could not be stopped: %s", error)
             elif seen >= 0:
                 held.seen[place] = len(output.tokens)
             return

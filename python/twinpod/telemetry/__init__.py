@@ -1,1 +1,4 @@
-"""What people and dashboards read: logs, Prometheus text, TensorBoard files, the reward curve. Knows records, no room."""
+"""What people and dashboards read.
+
+Logs, Prometheus text, TensorBoard files, the reward curve. Knows records, no room.
+"""

@@ -11,7 +11,10 @@ from twinpod.records.run import IterationRecord
 
 
 def draw(iterations: Sequence[IterationRecord], path: Path, title: str = "") -> None:
-    """Reward, share of right answers (if any was ever right) and length by iteration, as a PNG. Needs matplotlib, no display."""
+    """Reward, share of right answers (if any was ever right) and length by iteration, as a PNG.
+
+    Needs matplotlib, no display.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """Logs: one event a line, logfmt or JSON, with who says it (job, pod) and where the run stands (iteration, version).
 
-log.info("iteration committed", extra={"iteration": 3, "reward": 0.41})
-2026-01-02T03:04:05.678Z info  twinpod.master.conductor "iteration committed" job=demo pod=demo-master iteration=3 reward=0.41
+log.info("iteration committed", extra={"iteration": 3, "reward": 0.41}) 2026-01-02T03:04:05.678Z info
+twinpod.master.conductor "iteration committed" job=demo pod=demo-master iteration=3 reward=0.41
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 
 
 class EventFormatter(logging.Formatter):
-    """A record as one line; `fixed` fields come with every event. A traceback is a field in JSON, further lines in logfmt."""
+    """A record as one line.
+
+    `fixed` fields come with every event. A traceback is a field in JSON, further lines in logfmt.
+    """
 
     def __init__(self, fixed: Mapping[str, str], *, as_json: bool) -> None:
         super().__init__()
@@ -37,7 +40,8 @@ class EventFormatter(logging.Formatter):
             } | fields
             return json.dumps(event | ({"trace": trace} if trace else {}), default=str)
         words = " ".join(f"{key}={_word(value)}" for key, value in fields.items())
-        line = f"{moment} {record.levelname.lower():7} {record.name} {json.dumps(record.getMessage(), ensure_ascii=False)} {words}".rstrip()
+        said = json.dumps(record.getMessage(), ensure_ascii=False)
+        line = f"{moment} {record.levelname.lower():7} {record.name} {said} {words}".rstrip()
         return f"{line}\n{trace}" if trace else line
 
 

@@ -1,4 +1,7 @@
-"""TensorBoard event files from committed iterations, with tensorboard's own writer: neither torch nor tensorflow is needed."""
+"""TensorBoard event files from committed iterations, with tensorboard's own writer.
+
+Neither torch nor tensorflow is needed.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ def scalars(record: IterationRecord) -> dict[str, float]:
 
 
 class BoardFiles:
-    """Appends to one event file in `folder`. After a resume with a rollback the same steps are written again: TensorBoard shows the newest."""
+    """Appends to one event file in `folder`.
+
+    After a resume with a rollback the same steps are written again: TensorBoard shows the newest.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:

@@ -1,4 +1,5 @@
-"""A world for the master: halves that keep their word in memory, workers that generate at once, and a way to pull the plug anywhere.
+"""A world for the master: halves that keep their word in memory, workers that generate at once, and a way to pull the
+plug anywhere.
 
     world = World(folder)                      # survives masters, as etcd and the volumes do
     await world.master(iterations=3).run()     # a master from start to end
@@ -10,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +34,7 @@ from twinpod.master.sinks import Shelf
 from twinpod.records import codec
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, LifeCycle, Reply, Verb
 from twinpod.records.rollout import Prompt, SamplingSettings, Segment, Stop, WorkItem, WorkResult
+from twinpod.records.run import IterationRecord, PhaseSeconds
 from twinpod.records.training import Batch, TrainStats
 from twinpod.records.weights import ShardLayout, ShardRecord, TensorPart, WeightVersion
 from twinpod.replay.baseline import Baseline
@@ -40,7 +44,7 @@ from twinpod.sampling.uniform import Uniform
 EOS = 1
 
 
-class PowerCut(Exception):  # noqa: N818  # not an error of Twinpod: the fake's kill -9
+class PowerCut(Exception):  # not an error of Twinpod: the fake's kill -9
     """The master is no more."""
 
 
@@ -67,7 +71,13 @@ def settings(**changes: object) -> MasterSettings:
         "groups_per_iteration": 4,
         "groups_in_flight": 6,
         "sampling": SamplingSettings(
-            temperature=1.0, top_p=1.0, segment_tokens=3, max_tokens=6, stop_token_ids=(EOS,), repeat_ngram=0, repeat_count=0
+            temperature=1.0,
+            top_p=1.0,
+            segment_tokens=3,
+            max_tokens=6,
+            stop_token_ids=(EOS,),
+            repeat_ngram=0,
+            repeat_count=0,
         ),
         "max_segment_age": 8,
         "repeat_penalty": 0.0,
@@ -85,7 +95,8 @@ def settings(**changes: object) -> MasterSettings:
 def prompts(count: int, first: int = 0) -> tuple[Prompt, ...]:
     """Prompts without meaning."""
     return tuple(
-        Prompt(prompt_id=n, text=f"p{n}", answer=str(n), difficulty=0.0, tokens=(2, 3 + n % 5)) for n in range(first, first + count)
+        Prompt(prompt_id=n, text=f"p{n}", answer=str(n), difficulty=0.0, tokens=(2, 3 + n % 5))
+        for n in range(first, first + count)
     )
 
 
@@ -119,7 +130,9 @@ def generate(item: WorkItem, worker: str, cut_after: int = 1_000_000) -> WorkRes
                 pod=worker,
             )
         )
-    return WorkResult(item_id=item.item_id, worker=worker, segments=tuple(segments), failed="", refused_versions=0, seconds=0.0)
+    return WorkResult(
+        item_id=item.item_id, worker=worker, segments=tuple(segments), failed="", refused_versions=0, seconds=0.0
+    )
 
 
 class LengthReward:
@@ -154,6 +167,7 @@ class World:
         self.served = 0
         self.orders: list[Command] = []
         self.fail: dict[Verb, TwinpodError] = {}  # the next order of that verb fails so
+        self.away_during: Verb | None = None  # etcd goes away with such an order and is back with the next one
         self.prompts, self.held_out = prompts(12), prompts(3, first=12)
 
     async def join(self) -> None:
@@ -179,13 +193,14 @@ class World:
 
     def connect(self, address: str) -> FakeHalf:
         """A port to one of the halves."""
-        return FakeHalf(self, HalfKind(address.split(":")[0]))
+        return FakeHalf(self, HalfKind(address.split(":", maxsplit=1)[0]))
 
     async def run(self, workers: int = 1) -> None:
         """One master, with its workers, until it ends; a PowerCut closes its files and nothing else."""
         await self.join()
         books = Books.open(self.folder / "state", Identity(job="j", fields={"spec.seed": "7"}))
-        with ThreadPoolExecutor(1) as books_thread, ThreadPoolExecutor(1) as judge_thread:
+        # closed last: a thread may still be at work with them
+        with closing(books), ThreadPoolExecutor(1) as books_thread, ThreadPoolExecutor(1) as judge_thread:
             shelf = Shelf(books, books_thread)
             board = Board(self.store, self.keys, _turn)
             crew = Crew(board, Halves(self.connect, _turn, _still), _turn, replicas=1)
@@ -219,16 +234,14 @@ class World:
                 for task in (master, *crowd):
                     task.cancel()
                 await asyncio.gather(master, *crowd, return_exceptions=True)
-                books.close()
 
     async def _work(self, name: str, desk: Desk) -> None:
         """A worker that generates at once, and gives back half of an item first when the phase is cut."""
         held: list[WorkItem] = []
         while True:
-            pulled = await desk.pull(name, 0, self.served, 4, 5.0, [item.item_id for item in held])
+            pulled = await desk.pull(name, 0, self.served, 4, 0.01, [item.item_id for item in held])
             held += pulled.items
             if not held:
-                await _turn(0)
                 continue
             self.plug.event()
             item = held[0]
@@ -252,6 +265,7 @@ class FakeHalf:
         world = self._world
         world.plug.event()
         world.orders.append(command)
+        world.store.away = command.verb is world.away_during
         error = world.fail.pop(command.verb, None)
         detail = "" if error else self._do(command)
         await world.tell(self._kind)
@@ -312,12 +326,24 @@ def shard(version: int) -> ShardRecord:
     """One tensor of one owner."""
     part = TensorPart(name="w", dtype="F32", shape=(2,), full_shape=(2,), axis=None, start=0, offset=0, nbytes=8)
     layout = ShardLayout(owner="j-hybrid-0/rank-0", slot_bytes=4096, parts=(part,))
-    return ShardRecord(layout=layout, path="/dev/shm/x", slot=version % 2, digest=f"xxh3:{version:016x}", address="training:1")
+    return ShardRecord(
+        layout=layout, path="/dev/shm/x", slot=version % 2, digest=f"xxh3:{version:016x}", address="training:1"
+    )
+
+
+def record(iteration: int, *, version: int, snapshot: str = "", groups: int = 1) -> IterationRecord:
+    """A commit with made-up numbers."""
+    seconds = PhaseSeconds(generate=1.0, train=1.0, weights=0.0, switch=0.0, snapshot=0.0, other=0.0)
+    return IterationRecord(
+        iteration=iteration, line=1, epoch=1, version=version, snapshot=snapshot, groups=groups, samples=2,
+        reward=0.5, right=math.nan, length=2.0, tokens_generated=4, tokens_trained=4, loss=0.1, weights_gap=math.nan,
+        stats="", seconds=seconds, committed_at=1.0, rolled_back=False,
+    )  # fmt: skip
 
 
 async def _turn(seconds: float) -> None:
-    """A pause that costs no time."""
-    await asyncio.sleep(0)
+    """A pause that costs next to no time: long enough for the books' thread to get on."""
+    await asyncio.sleep(0.002)
 
 
 def _still() -> float:

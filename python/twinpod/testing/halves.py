@@ -1,14 +1,18 @@
-"""An inference half and a training half with real child processes but without SGLang and Megatron, ready to be ordered about."""
+"""An inference half and a training half with real child processes but without SGLang and Megatron, ready to be
+ordered about.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from twinpod.api.environment import Environment
@@ -62,9 +66,7 @@ class News:
 def order(verb: Verb, number: int = 0, *, epoch: int = 1, argument: str = "", deadline_s: float = 60.0) -> Command:
     """A command; its key is made of the rest."""
     key = f"{epoch}/1/{verb.value}/{number}"
-    return Command(
-        key=key, verb=verb, epoch=epoch, iteration=1, version=0, argument=argument, deadline_s=deadline_s
-    )
+    return Command(key=key, verb=verb, epoch=epoch, iteration=1, version=0, argument=argument, deadline_s=deadline_s)
 
 
 def environment_in(folder: Path) -> Environment:
@@ -90,7 +92,9 @@ def half_settings(folder: Path) -> HalfSettings:
     return HalfSettings(environment=environment_in(folder), port=0, health_port=0, grace_s=4.0)
 
 
-def module(name: str, folder: Path, *, pipes: bool = False, **variables: str) -> ChildSpec:
+def module(
+    name: str, folder: Path, variables: Mapping[str, str] = MappingProxyType({}), *, pipes: bool = False
+) -> ChildSpec:
     """A child that runs a module."""
     env = {**os.environ, **variables}
     log = folder / "run" / f"{name}.log"
@@ -144,9 +148,16 @@ class TrainingBench:
     def __init__(self, folder: Path, link: str, attempt: int = 1) -> None:
         self.news = News()
         variables = {"TWINPOD_LINK": link, "TWINPOD_ATTEMPT": str(attempt), "TWINPOD_TLS": str(folder / "tls")}
-        ranks = module(FAKE_RANKS, folder, **variables)
+        ranks = module(FAKE_RANKS, folder, variables)
         self.settings = TrainingSettings(half=half_settings(folder), ranks=ranks)
         self.half = TrainingHalf(self.settings, Children(), self.news.tell)
+
+
+def free_port_for(host: str) -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def processes(word: str) -> list[int]:

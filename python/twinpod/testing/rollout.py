@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 from twinpod.errors import EngineFault, StaleEpoch
 from twinpod.records.rollout import WorkItem, WorkResult
@@ -82,7 +83,7 @@ class FakeEngine:
                     outputs.put_nowait(self._output(request, whole[:made], Finish.RUNNING))
                 await asyncio.sleep(0)
             else:
-                await self._until(lambda done=made: done < self.limit or request.name in self._cut)
+                await self._until(partial(self._free, request.name, made))
         stopped = whole[:made] and whole[made - 1] in request.stop_token_ids
         finish = Finish.ABORT if made < len(whole) else Finish.STOP if stopped else Finish.LENGTH
         outputs.put_nowait(self._output(request, whole[:made], finish))
@@ -93,6 +94,9 @@ class FakeEngine:
 
     async def _death(self) -> None:
         await self._until(lambda: self.dead)
+
+    def _free(self, name: str, made: int) -> bool:
+        return made < self.limit or name in self._cut
 
     async def _until(self, true: Callable[[], bool]) -> None:
         async with self._changed:
@@ -109,6 +113,7 @@ class FakeSource:
     def __init__(self, engine: FakeEngine | None = None) -> None:
         self._engine = engine
         self._starts = int(engine is not None)
+        self.connected: list[FakeEngine] = []
         self._changed = asyncio.Condition()
 
     async def say(self, engine: FakeEngine | None) -> None:
@@ -133,6 +138,7 @@ class FakeSource:
     def connect(self, serving: Serving) -> FakeEngine:
         """See EngineSource."""
         assert self._engine is not None
+        self.connected.append(self._engine)
         return self._engine
 
 

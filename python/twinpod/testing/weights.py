@@ -35,7 +35,7 @@ def _shard(folder: Path, version: int, rank: int, ranks: int) -> ShardRecord:
     path = folder / f"rank-{rank}.arena"
     with Arena.open(path, layout, writable=True) if path.exists() else Arena.create(path, layout) as arena:
         for part in layout.parts:
-            arena.part(version % 2, part)[...] = np.float32(version + rank)  # type: ignore[index]
+            arena.part(version % 2, part)[...] = np.float32(version + rank)
         digest = arena.digest(version % 2)
     return ShardRecord(layout=layout, path=str(path), slot=version % 2, digest=digest, address="localhost:7401")
 

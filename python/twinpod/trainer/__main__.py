@@ -68,6 +68,7 @@ def train_settings(job: RLJob) -> TrainSettings:
         weight_decay=float(algorithm.weight_decay),
         eps=float(algorithm.eps),
         tau=float(algorithm.tau),
+        temperature=float(job.spec.rollout.temperature),
         mask=algorithm.mask,
         steps=algorithm.steps_per_iteration,
         clip_grad=float(algorithm.clip_grad),

@@ -61,15 +61,15 @@ def check_mask(mask: str) -> None:
         raise InputError(f"unknown mode {mask!r}", where="mask", mend=f"use one of {', '.join(MASKS)}")
 
 
-def mask_padded_vocab(logits_BLV: Tensor, first_padding: int) -> Tensor:
-    """Logits of the padding rows of the vocabulary become -inf: the engine has no such tokens, so they must weigh
-    nothing.
+def engine_logits(logits_BLV: Tensor, *, temperature: float, first_padding: int) -> Tensor:
+    """float32 logits whose softmax is the distribution that the engine sampled from.
 
-    `first_padding` is the index of the first padding row in this tensor-parallel part; at or past its end nothing is
-    done.
+    Divided by the temperature; the padding of the vocabulary, which the engine does not have, becomes -inf.
+    `first_padding` is the index of the first padding row in this tensor-parallel part; at or past its end is none.
     """
+    scaled_BLV = logits_BLV.float() if temperature == 1.0 else logits_BLV.float() / temperature
     width = logits_BLV.shape[-1]
     if first_padding >= width:
-        return logits_BLV
+        return scaled_BLV
     padding_V = torch.arange(width, device=logits_BLV.device) >= first_padding
-    return logits_BLV.masked_fill(padding_V, -math.inf)
+    return scaled_BLV.masked_fill(padding_V, -math.inf)

@@ -36,6 +36,7 @@ class RankMemory:
     def __init__(self, rank: RankModel, *, enabled: bool) -> None:
         self._rank, self._enabled = rank, enabled
         self._away: dict[str, Tensor] = {}
+        self._sizes: dict[str, int] = {}
 
     def offload(self) -> int:
         """Idempotent.
@@ -68,23 +69,24 @@ class RankMemory:
 
     def _release(self) -> None:
         """Give the storages back; views into them (Megatron's flat buffers) stay valid tensors."""
-        for storage in self._storages():
+        storages = {name: parameter.untyped_storage() for name, parameter in self._rank.parameters.items()}
+        self._sizes = {name: storage.nbytes() for name, storage in storages.items()}
+        for storage in storages.values():
             storage.resize_(0)
         if not self._rank.machine.is_cpu:
-            self._rank.model.offload_grad_buffers()
-            torch.cuda.empty_cache()
+            from twinpod.trainer import platform_gpu
+
+            platform_gpu.release(self._rank.model)
 
     def _restore(self) -> None:
         for name, parameter in self._rank.parameters.items():
             storage = parameter.untyped_storage()
-            if storage.size() == 0:
+            if storage.size() == 0:  # not yet grown back through another view of the same buffer
                 storage.resize_(self._sizes[name])
         if not self._rank.machine.is_cpu:
-            self._rank.model.restore_grad_buffers()
+            from twinpod.trainer import platform_gpu
 
-    def _storages(self) -> list[torch.UntypedStorage]:
-        self._sizes = {name: parameter.untyped_storage().nbytes() for name, parameter in self._rank.parameters.items()}
-        return [parameter.untyped_storage() for parameter in self._rank.parameters.values()]
+            platform_gpu.restore(self._rank.model)
 
 
 def observed_bytes(rank: RankModel) -> int:

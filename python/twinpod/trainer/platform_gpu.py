@@ -25,6 +25,19 @@ def wrap(model: MegatronModule, *, half: bool) -> DistributedDataParallel:
     return wrapped
 
 
+def release(model: DistributedDataParallel) -> None:
+    """After the storages of parameters were given back: drop gradient buffers and what an optimizer left on them."""
+    for parameter in model.parameters():
+        if hasattr(parameter, "main_param"):  # a float32 shard; the next optimizer makes its own
+            del parameter.main_param
+    model.offload_grad_buffers()  # frees, synchronises and empties torch's cache
+
+
+def restore(model: DistributedDataParallel) -> None:
+    """Make the gradient buffers anew, zeroed."""
+    model.restore_grad_buffers()
+
+
 class GpuOptimizer:
     """A fresh Megatron distributed optimizer; gradients were already summed by the schedule's finalisation."""
 

@@ -24,7 +24,7 @@ from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor
 
 from twinpod.records.training import Batch, TrainSettings, TrainStats
-from twinpod.trainer.loss import check_mask, mask_padded_vocab, mean_or_nan, policy_loss, weights_gap
+from twinpod.trainer.loss import check_mask, engine_logits, mean_or_nan, policy_loss, weights_gap
 from twinpod.trainer.megatron import RankModel, new_optimizer, run_schedule
 from twinpod.trainer.packing import MicroBatch, pack
 
@@ -166,7 +166,8 @@ def _run(iteration: Iteration, consume: Consume, *, forward_only: bool) -> Tally
     rank, tally = iteration.rank, Tally()
 
     def finish(device: Device, logits_BLV: Tensor) -> tuple[Tensor, None]:
-        return consume(device, token_logps(logits_BLV, device.targets_BL, rank), tally), None
+        logps_BL = token_logps(logits_BLV, device.targets_BL, rank, iteration.settings.temperature)
+        return consume(device, logps_BL, tally), None
 
     def forward(
         devices: Iterator[Device], model: torch.nn.Module
@@ -185,15 +186,14 @@ def _run(iteration: Iteration, consume: Consume, *, forward_only: bool) -> Tally
     return tally
 
 
-def token_logps(logits_BLV: Tensor, targets_BL: Tensor, rank: RankModel) -> Tensor:
+def token_logps(logits_BLV: Tensor, targets_BL: Tensor, rank: RankModel, temperature: float) -> Tensor:
     """float32[B, L] log-probs of the targets from vocabulary-parallel logits; collective over tensor-parallel ranks.
 
-    Megatron's vocabulary-parallel cross entropy is -logp (tensor_parallel/cross_entropy.py); it works in place on
-    float32 logits.
+    Megatron's vocabulary-parallel cross entropy is -logp (tensor_parallel/cross_entropy.py); it works in place.
     """
-    width = logits_BLV.shape[-1]
-    masked_BLV = mask_padded_vocab(logits_BLV.float(), rank.shape.vocab - rank.place.tp_rank * width)
-    return -vocab_parallel_cross_entropy(masked_BLV, targets_BL)
+    first_padding = rank.shape.vocab - rank.place.tp_rank * logits_BLV.shape[-1]
+    prepared_BLV = engine_logits(logits_BLV, temperature=temperature, first_padding=first_padding)
+    return -vocab_parallel_cross_entropy(prepared_BLV, targets_BL)
 
 
 def _mean_loss(losses: list[float], rank: RankModel) -> float:

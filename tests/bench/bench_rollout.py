@@ -1,0 +1,137 @@
+"""How fast our attention makes SGLang on a CPU: tokens a second at batch 64, against `torch_native`, in one run.
+
+Three engines:
+
+- ours: the attention backend `twinpod_cpu` with Twinpod's settings (one thread a process, an idle scheduler sleeps);
+- `torch_native` with the same settings: what the backend alone makes of it (`rollout_over_torch_native_same_settings`);
+- `torch_native` as SGLang starts it by itself: a thread a core, an idle scheduler that spins
+  (`rollout_over_torch_native`, the bar). On two cores its threads wait for each other at every small operation, the
+  longer the more else there is to run, so it is asked for short answers.
+
+The first two live side by side and are asked in turn, so that noise of the machine meets both alike; the third comes
+after them, alone, for its idle scheduler would slow the others.
+
+Model: 4 layers, 128 wide, Qwen2, random weights. Run it: `python tests/bench/bench_rollout.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from twinpod.inference.rehearsal import StandbyDriver
+from twinpod.inference.sglang_engine import EngineSpec, Generation, SGLangEngine, server_args
+
+BATCH, PROMPT, ROUNDS = 64, 5, 5
+ANSWER, ANSWER_PLAIN = 64, 8
+LIMIT_S = 60.0  # no new round after this: on a busy machine the plain engine can take half a minute for one
+BAR = 20.0
+OURS, SAME, PLAIN = "ours", "same settings", "plain"
+PLAIN_SETTINGS = {"sleep_on_idle": False, "disable_overlap_schedule": False}
+
+
+def write_model(folder: Path) -> None:
+    """A 4-layer, 128-wide Qwen2 that never stops by itself."""
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": 64,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "eos_token_id": None,
+        "dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def start(standby: StandbyDriver, folder: Path, backend: str, settings: dict[str, bool]) -> SGLangEngine:
+    """An engine with this attention backend and these settings over ours."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spec = EngineSpec(
+        model_path=str(folder),
+        port=port,
+        api_key="bench",
+        kv_tokens=65_536,
+        context_length=2048,
+        attention_backend=backend,
+    )
+    standby.ask("start", args=server_args(spec) | settings, log=str(folder / f"{port}.log"))
+    return SGLangEngine(f"http://127.0.0.1:{port}", "bench", timeout_s=600)
+
+
+async def tokens_per_second(engine: SGLangEngine, draw: random.Random, answer: int) -> float:
+    """One batch of BATCH prompts, each answered with `answer` tokens."""
+    prompts = [tuple(draw.randrange(2, 60) for _ in range(PROMPT)) for _ in range(BATCH)]
+    began = time.perf_counter()
+    answers = await engine.generate_many([Generation(tokens=p, n=1, max_new_tokens=answer) for p in prompts])
+    return sum(len(sample.tokens) for samples in answers for sample in samples) / (time.perf_counter() - began)
+
+
+async def rounds(engines: dict[str, SGLangEngine], answer: int) -> dict[str, list[float]]:
+    """Tokens a second of each engine in each of ROUNDS rounds (fewer after LIMIT_S), after one that warms up."""
+    draw = random.Random(0)
+    found: dict[str, list[float]] = {name: [] for name in engines}
+    for engine in engines.values():
+        await engine.wait_healthy(120)
+        await tokens_per_second(engine, draw, 4)  # faults the cache in
+    began = time.monotonic()
+    for done in range(ROUNDS):
+        if done and time.monotonic() - began > LIMIT_S:
+            break
+        for name, engine in engines.items():
+            found[name].append(await tokens_per_second(engine, draw, answer))
+    for engine in engines.values():
+        await engine.close()
+    return found
+
+
+def measure() -> dict[str, float]:
+    """Medians over ROUNDS rounds, in tokens a second, and their ratios."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model(folder)
+        with StandbyDriver(folder / "standby.log") as standby:
+            engines = {
+                OURS: start(standby, folder, "twinpod_cpu", {}),
+                SAME: start(standby, folder, "torch_native", {}),
+            }
+            found = asyncio.run(rounds(engines, ANSWER))
+        with StandbyDriver(folder / "plain.log", threads=0) as standby:
+            engines = {PLAIN: start(standby, folder, "torch_native", PLAIN_SETTINGS)}
+            found |= asyncio.run(rounds(engines, ANSWER_PLAIN))
+    ours, same, plain = (statistics.median(found[name]) for name in (OURS, SAME, PLAIN))
+    return {
+        "rollout_over_torch_native": ours / plain,
+        "rollout_over_torch_native_same_settings": ours / same,
+        "rollout_tokens_per_s": ours,
+        "torch_native_tokens_per_s": plain,
+        "torch_native_same_settings_tokens_per_s": same,
+    }
+
+
+def main() -> None:
+    """Print the measures; exit 1 below the bar."""
+    measures = measure()
+    for key, value in measures.items():
+        print(f"{key:42} {value:10.1f}")
+    ratio = measures["rollout_over_torch_native"]
+    print(f"bar {BAR:g}: {'met' if ratio >= BAR else 'missed'}")
+    sys.exit(0 if ratio >= BAR else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A run of local mode with small shell scripts for containers; a program of its own, because it makes namespaces.
+
+    python local_scene.py FOLDER MAIN SIDECAR [MAX_RESTARTS]
+
+Prints what the spectator is told, then `verdict: reason`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+from twinpod.api.load import load_manifest
+from twinpod.api.types import FailurePolicy, RLJob
+from twinpod.local import Launcher
+from twinpod.local.folder import RunFolder
+from twinpod.local.isolation import isolate
+from twinpod.local.manifest import read_pod
+from twinpod.local.rendering import Rendered
+
+SAMPLE = Path(__file__).resolve().parents[2] / "manifests/samples/reverse-letters.yaml"
+
+
+class Teller:
+    def note(self, line: str) -> None:
+        print(line, flush=True)
+
+    async def follow(self) -> None:
+        await asyncio.Event().wait()
+
+
+def manifest(main: str, sidecar: str) -> dict[str, Any]:
+    mounts = [
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "run", "mountPath": "/run/twinpod"},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "job", "mountPath": "/etc/twinpod/job"},
+        {"name": "tls", "mountPath": "/etc/twinpod/tls"},
+        {"name": "state", "mountPath": "/var/lib/twinpod/state"},
+    ]
+    return {
+        "metadata": {"name": "j-master-a0", "namespace": "default"},
+        "spec": {
+            "restartPolicy": "Never",
+            "hostname": "j-master",
+            "subdomain": "j",
+            "terminationGracePeriodSeconds": 5,
+            "volumes": [
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
+                {"name": "run", "emptyDir": {}},
+                {"name": "tmp", "emptyDir": {}},
+                {"name": "job", "configMap": {"name": "j-job"}},
+                {"name": "tls", "secret": {"secretName": "j-tls"}},
+                {"name": "state", "persistentVolumeClaim": {"claimName": "j-state"}},
+            ],
+            "initContainers": [
+                {"name": "side", "restartPolicy": "Always", "command": ["sh", "-c", sidecar], "volumeMounts": mounts}
+            ],
+            "containers": [
+                {
+                    "name": "main",
+                    "command": ["sh", "-c", main],
+                    "volumeMounts": mounts,
+                    "ports": [{"containerPort": 7400}],
+                }
+            ],
+        },
+    }
+
+
+def main(folder: Path, script: str, sidecar: str, restarts: int) -> None:
+    def render(_job: RLJob, _uid: str) -> Rendered:
+        return Rendered(
+            pods=(read_pod(manifest(script, sidecar)),),
+            master="j-master",
+            configs={"j-job": {"job.json": "{}"}},
+            job_secret="j-tls",
+            etcd_secret="j-etcd",
+            state_claim="j-state",
+            snapshots_claim="j-snapshots",
+        )
+
+    job = load_manifest(SAMPLE)
+    spec = job.spec.model_copy(update={"failure_policy": FailurePolicy(max_restarts=restarts)})
+    run = RunFolder(folder)
+    run.lock()
+    isolate()
+    run.prepare()
+    ended = asyncio.run(Launcher(job.model_copy(update={"spec": spec}), run, Teller(), render).run())
+    print(f"{ended.decision.verdict}: {ended.decision.reason}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]) if len(sys.argv) > 4 else 0)

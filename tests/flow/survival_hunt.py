@@ -1,0 +1,207 @@
+"""kill -9 of one process of a run after the other, each in a chosen moment, and what became of it.
+
+Theory of operation. A *target* is a (process, moment). The hunter looks into the books every few milliseconds until
+they say the moment, kills, and looks again: only when the phase is still the same the target counts as hit; otherwise
+the kill counts for what it is, and the target is tried again. Then it waits for the next committed iteration, which is
+the recovery. Whoever takes the whole run along (`FATAL`) makes a start, and a start is when `STARTING` targets are due.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from tests.flow.survival_scene import Moment, Process, Run, Scene, Sight, until
+
+PATIENCE_S = 240.0  # from a kill to the next commit, and to meet a target
+TRIES = 6  # of one target
+
+FATAL = (
+    Process.MASTER,
+    Process.TRAINING_HALF,
+    Process.AGENT,
+    Process.RANK,
+    Process.LAUNCHER,
+    Process.FRONT,
+)  # all pods start again
+AGAIN = (Process.LAUNCHER, Process.FRONT)  # a person gives the command again
+LATE = (Moment.TRAIN, Moment.WEIGHTS, Moment.SNAPSHOT, Moment.COMMIT)  # the commit of this iteration proves nothing
+ENGINES = (Process.ENGINE, Process.SCHEDULER, Process.DETOKENIZER)
+
+
+def exists(process: Process, moment: Moment) -> bool:
+    """Whether there is such a process then: with the life cycle Restart no engine runs while the trainer has the
+    machine, and the next one is forked while the weights are published.
+    """
+    absent = (
+        (Moment.STARTING, Moment.TRAIN)
+        if process is Process.ENGINE
+        else (Moment.STARTING, Moment.TRAIN, Moment.WEIGHTS)
+    )
+    return process not in ENGINES or moment not in absent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kill:
+    """One kill -9. `recovery_s`: to the commit of an iteration whose rollout came after it, or to the end of the run."""
+
+    process: Process
+    moment: Moment | None  # None: the phase changed while we shot
+    phase: str
+    iteration: int
+    epoch: int
+    recovery_s: float | None = None  # None: another kill came first
+    restarted: bool = False  # all pods started again
+
+
+@dataclass(slots=True)
+class Hunt:
+    """Life: made around a run that is started, `hit` targets, `finish`. `kills` and `troubles` tell afterwards."""
+
+    run: Run
+    iterations: int
+    say: Callable[[str], None] = print
+    kills: list[Kill] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    _scene: Scene = field(init=False)
+    _pids: dict[Process, int] = field(default_factory=dict)
+    _looked: float = 0.0
+    _begun: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._scene = Scene(self.run.folder)
+
+    def hit(self, process: Process, moment: Moment, *, recover: bool = True) -> bool:
+        """Kill it then; waits for the next commit when `recover`."""
+        for _ in range(TRIES):
+            if moment is Moment.STARTING and self._scene.look().moment is not Moment.STARTING:
+                self._kill_now(Process.MASTER)
+            kill = until(lambda: self._aim(process, moment), PATIENCE_S, 0.002)
+            if kill is None:
+                self.trouble(f"{process} was never there in {moment}; the run stands at {self._scene.look()}")
+                break
+            self._after(kill, recover=recover)
+            if kill.moment is moment:
+                return True
+        self.missed.append(f"{process} in {moment}")
+        return False
+
+    def order(self, iterations: int) -> None:
+        """The same command with another number of iterations."""
+        self.iterations = iterations
+        self._kill_now(Process.LAUNCHER)
+
+    def finish(self) -> int:
+        """Let the run come to its end; returns the exit code of the last start."""
+        until(lambda: self._ended() == "over", PATIENCE_S)
+        code = self.run.code()
+        if code != 0:
+            self.trouble(f"the run did not end: exit code {code}, {self._scene.look()}")
+        return -1 if code is None else code
+
+    def iteration(self) -> int:
+        """The one that is under way."""
+        return self._scene.look().iteration
+
+    def trouble(self, line: str) -> None:
+        """Something that should not have happened."""
+        self.troubles.append(line)
+        self._say(f"TROUBLE {line}")
+
+    def _say(self, line: str) -> None:
+        self.say(f"{time.monotonic() - self._begun:6.1f} s  {line}")
+
+    def _aim(self, process: Process, moment: Moment) -> Kill | None:
+        """One try; None when it is not the moment, or the process is not there."""
+        if self.run.code() is not None:
+            self._ended()
+        before = self._scene.look()
+        if before.moment is not moment:
+            if time.monotonic() - self._looked > 0.2:
+                self._look_round()
+            return None
+        if process not in self._pids:
+            self._look_round()
+        return self._shoot(process, before) if process in self._pids else None
+
+    def _kill_now(self, process: Process) -> None:
+        """Whenever."""
+        if until(lambda: self._look_round() or process in self._pids, PATIENCE_S):
+            self._after(self._shoot(process, self._scene.look()), recover=False)
+
+    def _look_round(self) -> None:
+        self._pids, self._looked = self.run.pids(), time.monotonic()
+
+    def _shoot(self, process: Process, before: Sight) -> Kill | None:
+        try:
+            os.kill(self._pids.pop(process), signal.SIGKILL)
+        except ProcessLookupError:
+            return None
+        after = self._scene.look()
+        still = (after.phase, after.iteration, after.epoch) == (before.phase, before.iteration, before.epoch)
+        return Kill(
+            process=process,
+            moment=before.moment if still else None,
+            phase=before.phase,
+            iteration=before.iteration,
+            epoch=before.epoch,
+        )
+
+    def _after(self, kill: Kill | None, *, recover: bool) -> None:
+        """Remember the kill, give the command again where a person must, and wait for the recovery."""
+        if kill is None:
+            return
+        began, commits, epoch = time.monotonic(), self._scene.look().commits, kill.epoch
+        if kill.process in FATAL:
+            self._scene.forget()
+        if kill.process in AGAIN:
+            self._again()
+        where = f"{kill.process} in {kill.moment or 'between'} ({kill.phase}, iteration {kill.iteration})"
+        if recover:
+            wanted = commits + (2 if kill.moment in LATE and kill.process not in FATAL else 1)
+            over = until(lambda: self._ended() == "over" or self._scene.look().commits >= wanted, PATIENCE_S, 0.02)
+            if over is None:
+                self.trouble(f"no commit within {PATIENCE_S:.0f} s of killing {where}: {self._scene.look()}")
+            kill = replace(
+                kill,
+                recovery_s=time.monotonic() - began if over else None,
+                restarted=self._scene.look().epoch > epoch,
+            )
+        self.kills.append(kill)
+        told = "" if kill.recovery_s is None else f", recovered in {kill.recovery_s:.1f} s"
+        self._say(f"killed {where}{told}{', all pods started again' if kill.restarted else ''}")
+
+    def _again(self) -> None:
+        until(lambda: self.run.code() is not None, 30.0)
+        self._scene.forget()
+        self.run.start(self.iterations)
+
+    def _ended(self) -> str:
+        """ "over" when the run has succeeded; a run that failed is a trouble, and started again."""
+        code = self.run.code()
+        if code == 0:
+            return "over"
+        if code is not None:
+            self.trouble(f"the run ended by itself with exit code {code}: {self.run.last_words(3)}")
+            self._again()
+        return ""
+
+
+def table(kills: Iterable[Kill]) -> str:
+    """Who was hit when, with the seconds to the next commit: the median of those that were let recover, else a dot."""
+    kills = [kill for kill in kills if kill.moment is not None]
+    lines = [f"{'kill -9 of':20}" + "".join(f"{moment:>12}" for moment in Moment)]
+    for process in Process:
+        cells = [_cell([kill for kill in kills if (kill.process, kill.moment) == (process, m)]) for m in Moment]
+        lines.append(f"{process:20}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(kills: list[Kill]) -> str:
+    seconds = sorted(kill.recovery_s for kill in kills if kill.recovery_s is not None)
+    number = f" x{len(kills)}" if len(kills) > 1 else ""
+    return f"{seconds[len(seconds) // 2]:.1f} s{number}" if seconds else "." * bool(kills) + number

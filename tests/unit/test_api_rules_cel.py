@@ -1,0 +1,109 @@
+"""Each rule says the same twice: its CEL half and its Python half agree on every manifest of the tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twinpod.api.problems import with_defaults
+from twinpod.api.resource_rules import JOB_RULES
+from twinpod.api.rules import Node, Rule
+from twinpod.api.types import RLJob
+from twinpod.api.yaml_text import read_document
+
+cel = pytest.importorskip("cel", reason="common-expression-language, a development dependency")
+
+SAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "samples"
+# One change a row; a rule is looked at for each of them, whether it is about that field or not.
+CHANGES: list[tuple[str, Any]] = [
+    ("spec.model.from", "/m"),
+    ("spec.model.config.kvHeads", 3),
+    ("spec.model.config.headDim", 15),
+    ("spec.model.config.hiddenSize", 130),
+    ("spec.model.tokenizer", {}),
+    ("spec.model.tokenizer.path", "/t"),
+    ("spec.dataset.jsonLines", {"path": "x"}),
+    ("spec.dataset.template", "none"),
+    ("spec.reward", {"kind": "entryPoint"}),
+    ("spec.reward", {"kind": "prefix", "target": "a:b"}),
+    ("spec.reward", {"kind": "dataset"}),
+    ("spec.algorithm.learningRate", "0.0"),
+    ("spec.algorithm.betas", ["0.9", "1.0"]),
+    ("spec.algorithm.baseline", "logMeanExp"),
+    ("spec.algorithm.tau", "0"),
+    ("spec.rollout.segmentTokens", 7),
+    ("spec.rollout.groupsInFlight", 31),
+    ("spec.rollout.maxTokens", 64),
+    ("spec.rollout.topP", "1.01"),
+    ("spec.rollout.temperature", "0"),
+    ("spec.rollout.repeat", {"ngram": 3, "count": 1, "penalty": "0"}),
+    ("spec.hybrid.inference.kvTokens", 6),
+    ("spec.hybrid.inference.tensorParallel", 8),
+    ("spec.hybrid.trainer.tensorParallel", 3),
+    ("spec.hybrid.trainer.pipelineParallel", 4),
+    ("spec.hybrid.accelerators", 1),
+    ("spec.hybrid.lifeCycle", "Keep"),
+    ("spec.hybrid.runtimeClass", "nvidia"),
+    ("spec.storage.snapshots.url", "not a url"),
+    ("spec.storage.snapshots", {"url": "s3://b/x", "existingClaim": "c"}),
+]
+
+GONE = object()
+COMBINED: list[tuple[tuple[str, Any], ...]] = [
+    (("spec.model.tokenizer", GONE),),
+    (("spec.reward", {"kind": "dataset"}), ("spec.dataset.jsonLines", {"path": "x"})),
+    (("spec.algorithm.eps", "0"), ("spec.algorithm.clipGrad", "0.0")),
+    (("spec.algorithm.baseline", "logMeanExp"), ("spec.algorithm.tau", "0")),
+    (("spec.model.config.ffnSize", 511), ("spec.hybrid.inference.tensorParallel", 2)),
+    (
+        ("spec.model.config.heads", 6),
+        ("spec.model.config.kvHeads", 3),
+        ("spec.hybrid.inference.tensorParallel", 2),
+        ("spec.hybrid.accelerators", 1),
+    ),
+    (("spec.hybrid.trainer.dataParallel", 2), ("spec.hybrid.accelerators", 1)),
+]
+
+
+def manifest(*changes: tuple[str, Any]) -> dict[str, Any]:
+    """The first sample with the schema's defaults, changed."""
+    document = with_defaults(RLJob, read_document((SAMPLES / "reverse-letters.yaml").read_text(encoding="utf-8")))
+    for path, value in changes:
+        *parents, last = path.split(".")
+        node = document
+        for part in parents:
+            node = node[part]
+        if value is GONE:
+            del node[last]
+        else:
+            node[last] = value
+    return document
+
+
+MANIFESTS = [
+    manifest(),
+    *(manifest(change) for change in CHANGES),
+    *(manifest(("spec.hybrid.accelerators", 4), change) for change in CHANGES),
+    *(manifest(*changes) for changes in COMBINED),
+]
+
+
+def node_at(document: dict[str, Any], path: str) -> dict[str, Any] | None:
+    node: Any = document
+    for part in path.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+@pytest.mark.parametrize("rule", [rule for rule in JOB_RULES if not rule.transition], ids=lambda rule: rule.where)
+def test_both_halves_of_a_rule_agree_and_the_rule_can_fail(rule: Rule) -> None:
+    verdicts = []
+    for document in MANIFESTS:
+        if (node := node_at(document, rule.path)) is not None:
+            here = bool(rule.holds(Node(node)))
+            assert bool(cel.evaluate(rule.cel, {"self": node})) == here, node
+            verdicts.append(here)
+    assert True in verdicts
+    assert False in verdicts, "no manifest of the table breaks this rule; add one"

@@ -1,0 +1,95 @@
+"""Records survive the wire; what a contract forbids is an error that names the field."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from twinpod.errors import ProtocolError
+from twinpod.records.life import Command, HalfKind, HalfStatus, Reply, Verb
+from twinpod.records.rollout import Resumption, SamplingSettings, Segment, Stop, WorkItem, WorkResult
+from twinpod.records.training import Batch, Sample
+from twinpod.rpc import convert
+from twinpod.rpc.v1 import half_pb2, master_pb2
+
+COMMAND = Command(key="1/2/serve", verb=Verb.SERVE, epoch=1, iteration=2, version=3, argument="{}", deadline_s=4.5)
+REPLY = Reply(key="k", error="EngineFault: é", retryable=True, seconds=1.25, detail="[]")
+STATUS = HalfStatus(
+    pod="p", kind=HalfKind.TRAINING, address="a:1", state="idle", version=3, epoch=1, attempt=2, message="m"
+)
+SEGMENT = Segment(
+    trajectory_id=2**40, index=1, version=7, tokens=(1, 2), logps=(-0.5, -math.inf), stop=Stop.CUT, pod="p"
+)
+SAMPLING = SamplingSettings(
+    temperature=1.0, top_p=0.5, segment_tokens=2, max_tokens=5, stop_token_ids=(1,), repeat_ngram=0, repeat_count=0
+)
+ITEM = WorkItem(
+    item_id="1/2/3",
+    group_id=9,
+    version=7,
+    prompt_tokens=(5, 6),
+    trajectories=(Resumption(trajectory_id=1, index=0, tokens=()), Resumption(trajectory_id=2, index=1, tokens=(3,))),
+    sampling=SAMPLING,
+    seed=-1,
+)
+RESULT = WorkResult(item_id="1/2/3", worker="w", segments=(SEGMENT,), failed="", refused_versions=1, seconds=0.5)
+SAMPLE = Sample(
+    group=3,
+    prompt_tokens=(1,),
+    response_tokens=(2, 3),
+    behaviour_logps=(-0.25, -1.0),
+    versions=(6, 7),
+    advantage=-0.1,
+    reward=0.3,
+)
+
+
+@pytest.mark.parametrize(
+    ("there", "back", "record"),
+    [
+        (convert.command_to_pb, convert.command_from_pb, COMMAND),
+        (convert.reply_to_pb, convert.reply_from_pb, REPLY),
+        (convert.half_status_to_pb, convert.half_status_from_pb, STATUS),
+        (convert.segment_to_pb, convert.segment_from_pb, SEGMENT),
+        (convert.work_item_to_pb, convert.work_item_from_pb, ITEM),
+        (convert.work_result_to_pb, convert.work_result_from_pb, RESULT),
+        (convert.sample_to_pb, convert.sample_from_pb, SAMPLE),
+    ],
+)
+def test_a_record_survives_the_wire(there, back, record) -> None:
+    message = there(record)
+    assert back(type(message).FromString(message.SerializeToString())) == record
+
+
+@pytest.mark.parametrize(("samples", "parts"), [(0, 1), (1, 1), (4, 1), (5, 2), (9, 3)])
+def test_a_batch_survives_in_parts(samples: int, parts: int) -> None:
+    batch = Batch(iteration=2, version=7, group_size=4, samples=(SAMPLE,) * samples)
+    sent = list(convert.batch_to_parts(batch, 4))
+    assert len(sent) == parts
+    assert convert.batch_from_parts(sent) == batch
+
+
+def test_parts_of_two_batches_are_no_batch() -> None:
+    batch = Batch(iteration=2, version=7, group_size=4, samples=(SAMPLE,))
+    other = replace(batch, version=8)
+    with pytest.raises(ProtocolError, match="expected parts of one"):
+        convert.batch_from_parts([*convert.batch_to_parts(batch), *convert.batch_to_parts(other)])
+    with pytest.raises(ProtocolError, match=r"found \[\]"):
+        convert.batch_from_parts([])
+
+
+@pytest.mark.parametrize(
+    ("back", "message", "line"),
+    [
+        (convert.command_from_pb, half_pb2.Command(verb="dance"), "Command.verb: 'dance' is not one of"),
+        (convert.half_status_from_pb, half_pb2.HalfStatus(kind="x"), "HalfStatus.kind: 'x'"),
+        (convert.segment_from_pb, master_pb2.Segment(stop="x"), "Segment.stop: 'x'"),
+        (convert.segment_from_pb, master_pb2.Segment(tokens=[1], pod="p"), "1 tokens but 0 log-probs"),
+        (convert.sample_from_pb, master_pb2.Sample(response_tokens=[1]), "1 tokens, 0 log-probs and 0 versions"),
+    ],
+)
+def test_what_the_contract_forbids_is_named(back, message, line: str) -> None:
+    with pytest.raises(ProtocolError, match=line):
+        back(message)

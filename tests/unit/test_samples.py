@@ -1,0 +1,52 @@
+"""Every sample is a valid manifest, short, and what the documentation says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from twinpod.api.load import load_manifest, load_resource
+
+FOLDER = Path(__file__).resolve().parents[2] / "manifests" / "samples"
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_sample_is_valid_and_has_at_most_30_lines(path: Path) -> None:
+    resource = load_resource(path)
+    assert resource.metadata.name == path.stem
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 30
+
+
+@pytest.mark.parametrize(
+    ("name", "cycle", "segment", "mask"),
+    [
+        ("reverse-letters", "Restart", 6, "all"),
+        ("reverse-segments", "Restart", 2, "all"),
+        ("reverse-keep", "Keep", 6, "all"),
+        ("spell-backward", "Restart", 6, "all"),
+        ("smoke", "Restart", 4, "all"),
+    ],
+)
+def test_a_sample_is_what_it_says(name: str, cycle: str, segment: int, mask: str) -> None:
+    spec = load_manifest(FOLDER / f"{name}.yaml").spec
+    assert (spec.hybrid.life_cycle, spec.rollout.segment_tokens, spec.algorithm.mask) == (cycle, segment, mask)
+
+
+def test_the_first_sample_is_the_issue_s_task() -> None:
+    spec = load_manifest(FOLDER / "reverse-letters.yaml").spec
+    algorithm = spec.algorithm
+    assert (spec.iterations, algorithm.group_size, algorithm.groups_per_iteration, spec.dataset.held_out) == (
+        100,
+        16,
+        32,
+        200,
+    )
+    assert (algorithm.learning_rate, algorithm.tau, algorithm.betas, algorithm.clip_grad) == (
+        "5e-4",
+        "0.1",
+        ("0.9", "0.95"),
+        "1.0",
+    )
+    assert (algorithm.steps_per_iteration, algorithm.baseline, spec.rollout.temperature) == (2, "mean", "1")
