@@ -34,13 +34,13 @@ pins: ## write constraints/python.txt again from the environment that .venv poin
 	@./tools/pins
 
 bench: setup ## weights, switch, load and overhead, as a table and tests/bench/results/circle.json
-	@$(PY) tests/bench/bench_circle.py
+	@$(PY) -m tests.bench.circle
 
 bench-rollout: setup ## tokens per second of the CPU engine against torch_native
-	@$(PY) tests/bench/bench_rollout.py
+	@$(PY) -m tests.bench.rollout
 
 bench-learning: setup ## three seeds of the samples to their end, as a table and tests/bench/results/learning.json
-	@$(PY) tests/bench/bench_learning.py
+	@$(PY) -m tests.bench.learning
 
 soak: setup ## a long run with random kills of every process
 	@$(PY) tests/bench/soak.py

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 
 class TwinpodError(Exception):
-    """Base of all; `str()` is one line for a person. `where` names the field, file or process; `mend` says what to do."""
+    """Base of all; `str()` is one line for a person. `where`: the field, file or process; `mend`: what to do."""
 
     exit_code = 1
     retryable = False
@@ -71,7 +71,9 @@ class IntegrityError(TwinpodError):
 
 
 class WeightsGapError(TwinpodError):
-    """Mean |logp(trainer) - logp(engine)| on on-policy tokens above the limit: the engine runs other weights (design 8.11)."""
+    """Mean |logp(trainer) - logp(engine)| on on-policy tokens above the limit: the engine runs other weights (design
+    8.11).
+    """
 
 
 class EngineFault(TwinpodError):

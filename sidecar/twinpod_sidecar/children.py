@@ -186,9 +186,10 @@ def last_line(log: Path) -> str:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
         return ""
-    told = [line for line in lines if line.startswith("twinpod") and ": " in line]  # our own line says more than a
-    killed = [line for line in lines if line.startswith("traceback : Signal")]  # launcher's around it, and that torchrun
-    return next((line[:300] for line in reversed(told or killed or lines) if line), "")  # saw a signal, than its frame
+    # Our own line says more than a launcher's around it; that torchrun saw a signal, more than the frame it draws.
+    told = [line for line in lines if line.startswith("twinpod") and ": " in line]
+    killed = [line for line in lines if line.startswith("traceback : Signal")]
+    return next((line[:300] for line in reversed(told or killed or lines) if line), "")
 
 
 def oom_kills() -> int:

@@ -273,18 +273,22 @@ class InferenceHalf:
         self._events.put_nowait(nouns.EngineDied(running.run, reason))
 
     async def _stop_engine(self, run: int) -> None:
-        """Kill it, again and again until it is observed gone; a standby that dies meanwhile has taken it along."""
-        running = self._running
+        """Kill it, again and again until it is observed gone; a standby that dies meanwhile has taken it along.
+
+        By then the next standby may have forked the next engine: what is done here concerns the old ones only.
+        """
+        running, standby = self._running, self._standby
         if running is not None and running.run == run:
             await self._drop(running)
-            while running.forking is not None and self._standby is not None:
+            while running.forking is not None and standby is not None and self._standby is standby:
                 try:
-                    await self._standby.kill(await running.forking)
+                    await standby.kill(await running.forking)
                     break
                 except TwinpodError as error:
                     log.error("engine not gone: %s", error)  # noqa: TRY400  # its line says it all
                     await asyncio.sleep(machine.pause(2))
-            self._running = None
+            if self._running is running:
+                self._running = None
         self._events.put_nowait(nouns.EngineGone(run))
 
     async def _drop(self, running: _Running) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.flow.survival_scene import PROMPTS
+
 from twinpod.master.inspect import inspect
 from twinpod.records.run import RunReport
 
@@ -18,9 +19,8 @@ def count_faults(report: RunReport, iterations: int) -> list[str]:
     numbers = [one.iteration for one in report.iterations]
     if numbers != list(range(1, iterations + 1)):
         faults.append(f"{iterations} iterations were ordered, committed are {numbers}")
-    for name in ("trained_twice_in_a_pass", "duplicate_tokens", "chains_broken"):
-        if number := getattr(report, name):
-            faults.append(f"{name} is {number}")
+    names = ("trained_twice_in_a_pass", "duplicate_tokens", "chains_broken")
+    faults += [f"{name} is {getattr(report, name)}" for name in names if getattr(report, name)]
     if report.state != "Succeeded":
         faults.append(f"the run is {report.state}")
     return faults

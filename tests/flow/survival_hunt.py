@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.flow.survival_scene import Moment, Process, Run, Scene, Sight, until
 
-PATIENCE_S = 240.0  # from a kill to the next commit, and to meet a target
+PATIENCE_S = 300.0  # from a kill to the next commit, and to meet a target
 TRIES = 6  # of one target
 
 FATAL = (
@@ -46,7 +46,7 @@ def exists(process: Process, moment: Moment) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
-    """One kill -9. `recovery_s`: to the commit of an iteration whose rollout came after it, or to the end of the run."""
+    """One kill -9. `recovery_s`: to the commit of an iteration whose rollout came after it, or to the run's end."""
 
     process: Process
     moment: Moment | None  # None: the phase changed while we shot
@@ -90,6 +90,14 @@ class Hunt:
         self.missed.append(f"{process} in {moment}")
         return False
 
+    def hit_after(self, process: Process, seconds: float, *, recover: bool = True) -> None:
+        """Kill it that many seconds from now, or as soon after that as it is there, whatever the phase."""
+        at = time.monotonic() + seconds
+        if until(lambda: time.monotonic() > at and process in self._look_round(), PATIENCE_S):
+            self._after(self._shoot(process, self._scene.look()), recover=recover)
+        else:
+            self.trouble(f"{process} was never there; the run stands at {self._scene.look()}")
+
     def order(self, iterations: int) -> None:
         """The same command with another number of iterations."""
         self.iterations = iterations
@@ -130,11 +138,12 @@ class Hunt:
 
     def _kill_now(self, process: Process) -> None:
         """Whenever."""
-        if until(lambda: self._look_round() or process in self._pids, PATIENCE_S):
+        if until(lambda: process in self._look_round(), PATIENCE_S):
             self._after(self._shoot(process, self._scene.look()), recover=False)
 
-    def _look_round(self) -> None:
+    def _look_round(self) -> dict[Process, int]:
         self._pids, self._looked = self.run.pids(), time.monotonic()
+        return self._pids
 
     def _shoot(self, process: Process, before: Sight) -> Kill | None:
         try:

@@ -9,8 +9,10 @@ the word is old until a newer epoch speaks: `Scene` is told with `forget()`, and
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -46,6 +48,7 @@ spec:
   storage: {{snapshotEvery: 2}}
   failurePolicy: {{maxRestarts: 1000}}
 """
+PR_SET_PDEATHSIG = 1
 PROMPTS = 24  # of the data set; several passes over it in one campaign
 
 
@@ -125,7 +128,8 @@ class Scene:
     """The books of a run, looked at while others write them."""
 
     def __init__(self, folder: Path) -> None:
-        self._file, self._db = folder / "state/books.sqlite", None
+        self._file = folder / "state/books.sqlite"
+        self._db: sqlite3.Connection | None = None
         self._floor = 1  # epochs below belong to masters that are dead
 
     def forget(self) -> None:
@@ -141,7 +145,7 @@ class Scene:
             moment=moment, phase=phase, epoch=epoch, iteration=int(said.get("iteration", 0)), commits=int(commits)
         )
 
-    def _read(self) -> tuple[dict[str, object], int]:
+    def _read(self) -> tuple[dict[str, Any], int]:
         with contextlib.suppress(sqlite3.OperationalError):
             if self._db is None and self._file.exists():
                 self._db = sqlite3.connect(f"file:{self._file}?mode=ro", uri=True, isolation_level=None, timeout=10)
@@ -152,6 +156,10 @@ class Scene:
 
 
 _LOOK = "SELECT (SELECT value FROM meta WHERE key = 'progress'), (SELECT coalesce(max(id), 0) FROM iterations)"
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class Run:
@@ -174,6 +182,7 @@ class Run:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  # one thread; a hunter that is killed leaves no run behind
             )
         self.starts += 1
 

@@ -136,6 +136,8 @@ def test_our_own_last_line_says_more_than_a_launcher_s(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("noise\ntwinpod.trainer: cannot\nTraceback of torchrun\n====\n\n")
     assert last_line(log) == "twinpod.trainer: cannot"
+    log.write_text("twinpod.trainer FAILED\n exitcode : -9\n  traceback : Signal 9 (SIGKILL) received by PID 15\n==\n")
+    assert last_line(log) == "traceback : Signal 9 (SIGKILL) received by PID 15"
     log.write_text("noise\n\n")
     assert last_line(log) == "noise"
     assert last_line(tmp_path / "none") == ""

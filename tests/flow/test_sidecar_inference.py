@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from twinpod.errors import StaleEpoch
 from twinpod.records.life import LifeCycle, Verb
 from twinpod.testing.halves import FAKE_ENGINE, FAKE_STANDBY, InferenceBench, kill_now, order, processes
 from twinpod.testing.weights import small_version, spoil
+from twinpod_sidecar import machine
 
 
 @pytest.fixture
@@ -126,6 +128,21 @@ async def test_an_engine_killed_while_idle_is_gone_until_it_is_wanted(bench: Inf
     kill_now(FAKE_ENGINE)
     await bench.news.until(lambda: bench.half.status().attempt == 1)
     assert (await bench.serve(small_version(bench.folder / "shm", 1))).error == ""
+
+
+async def test_a_standby_killed_while_it_stops_an_engine_leaves_the_next_engine_alone(bench: InferenceBench) -> None:
+    await bench.serve(small_version(bench.folder / "shm", 1))
+    (standby,) = processes(FAKE_STANDBY)
+    os.kill(standby, signal.SIGSTOP)
+    rest = asyncio.create_task(bench.do(order(Verb.REST)))
+    await bench.news.until(lambda: bench.state == "stopping")
+    os.kill(standby, signal.SIGKILL)
+    assert (await rest).error == ""
+    assert (await bench.do(order(Verb.PREPARE, 2))).error == ""
+    tried_again = asyncio.get_running_loop().time() + machine.pause(2) + 0.5  # whoever was stopping the first engine
+    await bench.news.until(lambda: asyncio.get_running_loop().time() > tried_again)
+    reply = await bench.serve(small_version(bench.folder / "shm", 2), 2, deadline_s=10.0)
+    assert reply.error == ""
 
 
 async def test_a_standby_killed_takes_its_engine_along_and_both_come_back(bench: InferenceBench) -> None:

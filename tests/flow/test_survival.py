@@ -9,15 +9,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from tests.flow.survival_books import count_faults, prompt_faults
 from tests.flow.survival_hunt import FATAL, Hunt, Kill, exists, table
 from tests.flow.survival_scene import Moment, Process, Run, leftovers, until
+
 from twinpod.master.inspect import inspect
 from twinpod.records.run import RunReport
 
@@ -67,7 +66,7 @@ def fight(hunt: Hunt) -> None:
 
 
 @pytest.fixture(scope="module")
-def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     run = Run(tmp_path_factory.mktemp("survival") / "survival")
     run.start(FAR)
     hunt = Hunt(run, FAR)
@@ -80,7 +79,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
         run.close()
         print(table(hunt.kills))
     until(lambda: not leftovers(run.folder), 10.0)
-    yield Campaign(
+    return Campaign(
         folder=run.folder,
         ordered=hunt.iterations,
         code=code,

@@ -1,4 +1,6 @@
-"""The arena promises: parts do not overlap, a digest tells one changed byte, and a full memory is an error, not a crash."""
+"""The arena promises: parts do not overlap, a digest tells one changed byte, and a full memory is an error, not a
+crash.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ def two_tensors() -> ShardLayout:
     return plan_layout("hybrid-0/rank-0", [whole("a", (3, 5)), whole("b", (7,), "BF16")])
 
 
-@given(st.lists(st.tuples(st.sampled_from(["F32", "BF16", "F16"]), st.lists(st.integers(1, 9), min_size=1, max_size=3)), max_size=12))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["F32", "BF16", "F16"]), st.lists(st.integers(1, 9), min_size=1, max_size=3)),
+        max_size=12,
+    )
+)
 def test_parts_are_aligned_and_never_overlap(shapes: list[tuple[str, list[int]]]) -> None:
     layout = plan_layout("o", [whole(f"t{i}", tuple(shape), dtype) for i, (dtype, shape) in enumerate(shapes)])
     end = 0
@@ -40,7 +47,10 @@ def test_a_dtype_that_cannot_be_carried_is_named() -> None:
 
 
 def test_what_the_owner_writes_another_process_reads_without_a_copy(tmp_path: Path) -> None:
-    with Arena.create(tmp_path / "x.arena", two_tensors()) as owner, Arena.open(tmp_path / "x.arena", two_tensors()) as reader:
+    with (
+        Arena.create(tmp_path / "x.arena", two_tensors()) as owner,
+        Arena.open(tmp_path / "x.arena", two_tensors()) as reader,
+    ):
         part = owner.layout.parts[0]
         view = reader.part(1, part)
         owner.part(1, part)[:] = np.arange(15, dtype=np.float32).reshape(3, 5)
@@ -76,7 +86,7 @@ def test_the_digest_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> 
 
 def test_too_small_a_memory_is_one_clear_line_and_leaves_no_file(tmp_path: Path) -> None:
     layout = plan_layout("o", [whole("huge", (1 << 30, 1 << 20))])
-    with pytest.raises(EnvironmentFault, match="shared memory too small: the arena needs .* MB.*sharedMemory"):
+    with pytest.raises(EnvironmentFault, match=r"shared memory too small: the arena needs .* MB.*sharedMemory"):
         Arena.create(tmp_path / "x.arena", layout)
     assert list(tmp_path.iterdir()) == []
 

@@ -11,9 +11,10 @@ from twinpod.api.load import load_manifest
 from twinpod.errors import EnvironmentFault, InputError
 from twinpod.local.addresses import choose_block, hosts_file, pod_address
 from twinpod.local.folder import RunFolder, refuse_difference
-from twinpod.local.pods import Outcome
+from twinpod.local.pods import Outcome, how_it_ended
 from twinpod.local.supervisor import Verdict, decide
 
+KILLED = "was killed (SIGKILL: kill -9, or the machine ran out of memory)"
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests/samples/reverse-letters.yaml"
 
 
@@ -98,3 +99,18 @@ def test_the_hosts_file_names_every_pod() -> None:
     text = hosts_file({"127.74.1.10": ("j-master", "j-master.j")})
     assert "127.74.1.10 j-master j-master.j\n" in text
     assert "127.0.0.1 localhost" in text
+
+
+@pytest.mark.parametrize(
+    ("code", "last", "words"),
+    [
+        (3, "weights lie", "ended with exit code 3: weights lie"),
+        (-15, "bye", "was killed by signal 15: bye"),
+        (-9, "iteration 4", KILLED),
+        (1, "unshare: sigprocmask unblock failed: Invalid argument", KILLED),
+    ],
+)
+def test_an_end_is_told_in_words_and_unshare_s_complaint_about_sigkill_is_understood(
+    code: int, last: str, words: str
+) -> None:
+    assert how_it_ended(code, last) == words

@@ -14,9 +14,18 @@ from twinpod.records.weights import ShardLayout, TensorPart
 
 PART = TensorPart(name="w", dtype="F32", shape=(2, 3), full_shape=(4, 3), axis=0, start=2, offset=256, nbytes=24)
 LAYOUT = ShardLayout(owner="hybrid-0/rank-1", slot_bytes=4096, parts=(PART,))
-SEGMENT = Segment(trajectory_id=7, index=1, version=3, tokens=(4, 5), logps=(-0.5, -1.0), stop=Stop.CUT, pod="x-hybrid-0")
+SEGMENT = Segment(
+    trajectory_id=7, index=1, version=3, tokens=(4, 5), logps=(-0.5, -1.0), stop=Stop.CUT, pod="x-hybrid-0"
+)
 STATUS = HalfStatus(
-    pod="x-hybrid-0", kind=HalfKind.INFERENCE, address="x-hybrid-0:7402", state="serving", version=3, epoch=1, attempt=0, message=""
+    pod="x-hybrid-0",
+    kind=HalfKind.INFERENCE,
+    address="x-hybrid-0:7402",
+    state="serving",
+    version=3,
+    epoch=1,
+    attempt=0,
+    message="",
 )
 
 
@@ -51,6 +60,9 @@ def test_an_unknown_word_is_answered_with_the_known_ones() -> None:
         codec.loads(Segment, json.dumps(codec.plain(SEGMENT) | {"stop": "finished"}))
 
 
-@pytest.mark.parametrize(("stop", "terminal"), [(Stop.EOS, True), (Stop.LENGTH, True), (Stop.REPEAT, True), (Stop.BUDGET, False), (Stop.CUT, False)])
+@pytest.mark.parametrize(
+    ("stop", "terminal"),
+    [(Stop.EOS, True), (Stop.LENGTH, True), (Stop.REPEAT, True), (Stop.BUDGET, False), (Stop.CUT, False)],
+)
 def test_a_cut_is_never_the_end_of_a_trajectory(stop: Stop, terminal: bool) -> None:
     assert stop.terminal is terminal

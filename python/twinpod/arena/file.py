@@ -17,7 +17,9 @@ from twinpod.errors import EnvironmentFault, IntegrityError
 from twinpod.records.weights import ShardLayout, TensorPart
 
 Bytes = npt.NDArray[np.uint8]
-DIGEST_CHUNK = 8 << 20  # bytes hashed as one unit; the shard's digest is over the chunks' digests, so threads can share the work
+DIGEST_CHUNK = (
+    8 << 20
+)  # bytes hashed as one unit; the shard's digest is over the chunks' digests, so threads can share the work
 
 
 class Arena:
@@ -33,7 +35,9 @@ class Arena:
         descriptor = os.open(path, flags)
         try:
             if os.fstat(descriptor).st_size != size:
-                raise IntegrityError(f"has {os.fstat(descriptor).st_size} bytes, its layout says {size}", where=str(path))
+                raise IntegrityError(
+                    f"has {os.fstat(descriptor).st_size} bytes, its layout says {size}", where=str(path)
+                )
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
             self._map = mmap.mmap(descriptor, size, access=access)
         finally:
@@ -62,7 +66,9 @@ class Arena:
         except OSError as error:
             path.unlink(missing_ok=True)
             raise EnvironmentFault(
-                f"cannot reserve {size / 1e6:.1f} MB: {error.strerror}", where=str(path), mend="raise spec.hybrid.sharedMemory"
+                f"cannot reserve {size / 1e6:.1f} MB: {error.strerror}",
+                where=str(path),
+                mend="raise spec.hybrid.sharedMemory",
             ) from error
         finally:
             os.close(descriptor)
@@ -105,7 +111,9 @@ class Arena:
     def __enter__(self) -> Arena:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

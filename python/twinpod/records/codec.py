@@ -77,7 +77,9 @@ def _build_tuple(arms: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ..
         return tuple(_build(arms[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if len(arms) != len(value):
         raise ProtocolError(f"expected {len(arms)} items, found {len(value)}", where=where)
-    return tuple(_build(arm, item, f"{where}[{index}]") for index, (arm, item) in enumerate(zip(arms, value, strict=True)))
+    return tuple(
+        _build(arm, item, f"{where}[{index}]") for index, (arm, item) in enumerate(zip(arms, value, strict=True))
+    )
 
 
 def _build_record(kind: Any, value: Any, where: str) -> Any:

@@ -37,7 +37,9 @@ class TrainSettings:
     weight_decay: float
     eps: float
     tau: float
-    temperature: float  # the rollout's: log-probs are those of softmax(logits / temperature), as the engine reports them
+    temperature: (
+        float  # the rollout's: log-probs are those of softmax(logits / temperature), as the engine reports them
+    )
     mask: str  # "all" or "current"
     steps: int  # optimizer steps an iteration, each over all samples
     clip_grad: float

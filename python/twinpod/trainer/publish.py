@@ -1,7 +1,7 @@
 """Live parameters to a fetchable version: the owned parts, in Hugging Face form, in an arena slot, with their digest.
 
 Every byte is read once from the parameters and written once into shared memory; its digest is taken right behind the
-write, block by block, while the bytes are still in the processor's cache. `tests/bench/bench_publish.py` holds this
+write, block by block, while the bytes are still in the processor's cache. `tests/bench/publish.py` holds this
 to 0.4 of a plain memcpy.
 
 Only data-parallel rank 0 has an arena; of tensors that tensor-parallel ranks replicate, tensor rank 0 publishes the

@@ -6,12 +6,13 @@ Three engines:
 - `torch_native` with the same settings: what the backend alone makes of it (`rollout_over_torch_native_same_settings`);
 - `torch_native` as SGLang starts it by itself: a thread a core, an idle scheduler that spins
   (`rollout_over_torch_native`, the bar). On two cores its threads wait for each other at every small operation, the
-  longer the more else there is to run, so it is asked for short answers.
+  longer the more else there is to run.
 
 The first two live side by side and are asked in turn, so that noise of the machine meets both alike; the third comes
 after them, alone, for its idle scheduler would slow the others.
 
-Model: 4 layers, 128 wide, Qwen2, random weights. Run it: `python tests/bench/bench_rollout.py`.
+All are asked for the same answers. Model: 4 layers, 128 wide, Qwen2, random weights. `make bench-rollout` measures this
+alone, `make bench` among the rest.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import socket
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from tests.bench import report
+from tests.bench.report import Measure, Progress, Say, free_port
+
 from twinpod.inference.rehearsal import StandbyDriver
 from twinpod.inference.sglang_engine import EngineSpec, Generation, SGLangEngine, server_args
 
-BATCH, PROMPT, ROUNDS = 64, 5, 5
-ANSWER, ANSWER_PLAIN = 64, 8
-LIMIT_S = 60.0  # no new round after this: on a busy machine the plain engine can take half a minute for one
+BATCH, PROMPT, ANSWER, ROUNDS = 64, 5, 32, 5
 BAR = 20.0
 OURS, SAME, PLAIN = "ours", "same settings", "plain"
 PLAIN_SETTINGS = {"sleep_on_idle": False, "disable_overlap_schedule": False}
@@ -58,9 +59,7 @@ def write_model(folder: Path) -> None:
 
 def start(standby: StandbyDriver, folder: Path, backend: str, settings: dict[str, bool]) -> SGLangEngine:
     """An engine with this attention backend and these settings over ours."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     spec = EngineSpec(
         model_path=str(folder),
         port=port,
@@ -73,7 +72,7 @@ def start(standby: StandbyDriver, folder: Path, backend: str, settings: dict[str
     return SGLangEngine(f"http://127.0.0.1:{port}", "bench", timeout_s=600)
 
 
-async def tokens_per_second(engine: SGLangEngine, draw: random.Random, answer: int) -> float:
+async def tokens_per_second(engine: SGLangEngine, draw: random.Random, answer: int = ANSWER) -> float:
     """One batch of BATCH prompts, each answered with `answer` tokens."""
     prompts = [tuple(draw.randrange(2, 60) for _ in range(PROMPT)) for _ in range(BATCH)]
     began = time.perf_counter()
@@ -81,26 +80,25 @@ async def tokens_per_second(engine: SGLangEngine, draw: random.Random, answer: i
     return sum(len(sample.tokens) for samples in answers for sample in samples) / (time.perf_counter() - began)
 
 
-async def rounds(engines: dict[str, SGLangEngine], answer: int) -> dict[str, list[float]]:
-    """Tokens a second of each engine in each of ROUNDS rounds (fewer after LIMIT_S), after one that warms up."""
+async def rounds(engines: dict[str, SGLangEngine], count: int, say: Say) -> dict[str, list[float]]:
+    """Tokens a second of each engine in each of `count` rounds, after one that warms up."""
     draw = random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in engines}
     for engine in engines.values():
-        await engine.wait_healthy(120)
+        await engine.wait_healthy(300)
         await tokens_per_second(engine, draw, 4)  # faults the cache in
-    began = time.monotonic()
-    for done in range(ROUNDS):
-        if done and time.monotonic() - began > LIMIT_S:
-            break
+    for turn in range(count):
         for name, engine in engines.items():
-            found[name].append(await tokens_per_second(engine, draw, answer))
+            found[name].append(await tokens_per_second(engine, draw))
+        speeds = ", ".join(f"{name} {speeds[-1]:.0f}" for name, speeds in found.items())
+        say(f"tokens/s: {speeds}", (turn + 1) / count)
     for engine in engines.values():
         await engine.close()
     return found
 
 
-def measure() -> dict[str, float]:
-    """Medians over ROUNDS rounds, in tokens a second, and their ratios."""
+def measure(count: int, say: Say) -> list[Measure]:
+    """Ratios of the medians over `count` rounds."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder)
@@ -109,29 +107,28 @@ def measure() -> dict[str, float]:
                 OURS: start(standby, folder, "twinpod_cpu", {}),
                 SAME: start(standby, folder, "torch_native", {}),
             }
-            found = asyncio.run(rounds(engines, ANSWER))
+            found = asyncio.run(rounds(engines, count, lambda what, share: say(what, 0.05 + 0.45 * share)))
         with StandbyDriver(folder / "plain.log", threads=0) as standby:
             engines = {PLAIN: start(standby, folder, "torch_native", PLAIN_SETTINGS)}
-            found |= asyncio.run(rounds(engines, ANSWER_PLAIN))
-    ours, same, plain = (statistics.median(found[name]) for name in (OURS, SAME, PLAIN))
-    return {
-        "rollout_over_torch_native": ours / plain,
-        "rollout_over_torch_native_same_settings": ours / same,
-        "rollout_tokens_per_s": ours,
-        "torch_native_tokens_per_s": plain,
-        "torch_native_same_settings_tokens_per_s": same,
-    }
+            found |= asyncio.run(rounds(engines, count, lambda what, share: say(what, 0.5 + 0.5 * share)))
+    return [
+        _ratio("rollout_over_torch_native", found[OURS], found[PLAIN], BAR),
+        _ratio("rollout_over_torch_native_same_settings", found[OURS], found[SAME], None),
+    ]
 
 
-def main() -> None:
-    """Print the measures; exit 1 below the bar."""
-    measures = measure()
-    for key, value in measures.items():
-        print(f"{key:42} {value:10.1f}")
-    ratio = measures["rollout_over_torch_native"]
-    print(f"bar {BAR:g}: {'met' if ratio >= BAR else 'missed'}")
-    sys.exit(0 if ratio >= BAR else 1)
+def _ratio(key: str, ours: list[float], theirs: list[float], bar: float | None) -> Measure:
+    one, other = statistics.median(ours), statistics.median(theirs)
+    note = f"{one:.0f} tokens/s over {other:.0f}, {len(ours)} times"
+    return Measure(key=key, value=one / other, unit="ratio", at_least=bar, note=note)
+
+
+def main() -> int:
+    """`make bench-rollout`: exit code 1 below the bar."""
+    progress = Progress("rollout", {"rollout": 120.0})
+    progress.part("rollout")
+    return report.finish("rollout", measure(ROUNDS, progress.say))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

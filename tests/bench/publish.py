@@ -7,9 +7,11 @@ once a run and is not.
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -38,7 +40,30 @@ SHAPE = ModelShape(
     tied=False,
     init_std=0.02,
 )
-REPEATS = 7
+
+
+def hf_config() -> str:
+    """The model's config.json."""
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": SHAPE.vocab,
+        "hidden_size": SHAPE.hidden,
+        "intermediate_size": SHAPE.ffn,
+        "num_hidden_layers": SHAPE.layers,
+        "num_attention_heads": SHAPE.heads,
+        "num_key_value_heads": SHAPE.kv_heads,
+        "max_position_embeddings": SHAPE.max_positions,
+        "rms_norm_eps": SHAPE.norm_eps,
+        "rope_theta": SHAPE.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": SHAPE.rope_theta},
+        "hidden_act": "silu",
+        "tie_word_embeddings": SHAPE.tied,
+        "use_sliding_window": False,
+        "eos_token_id": None,
+        "dtype": "bfloat16",
+    }
+    return json.dumps(config, indent=2)
 
 
 def megatron_parameters() -> dict[str, Tensor]:
@@ -51,8 +76,19 @@ def megatron_parameters() -> dict[str, Tensor]:
     return {source: torch.randn(size, dtype=torch.float32).to(torch.bfloat16) for source, size in sizes.items()}
 
 
-def measure(threads: int = 2, folder: Path = Path("/dev/shm")) -> dict[str, float]:
-    """`publish_over_memcpy` (memcpy's seconds over ours, medians of interleaved runs) and what it was made of."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishSeconds:
+    """Medians."""
+
+    seconds: float
+    memcpy: float
+    nbytes: int
+    tensors: int
+    threads: int
+
+
+def measure(repeats: int = 7, threads: int = 2, folder: Path = Path("/dev/shm")) -> PublishSeconds:
+    """Interleaved runs of a publication and of a memcpy."""
     torch.set_num_threads(1)
     parameters, parts = megatron_parameters(), plan_parts(SHAPE, Place())
     layout = shard_layout("bench/rank-0", parts, "BF16")
@@ -65,7 +101,7 @@ def measure(threads: int = 2, folder: Path = Path("/dev/shm")) -> dict[str, floa
         )
         publish, memcpy = [], []
         with ThreadPoolExecutor(threads) as pool:  # threads: the baseline gets as many as we use
-            for turn in range(REPEATS):
+            for turn in range(repeats):
                 began = time.perf_counter()
                 digest = write_parts(parameters, parts, layout, slots[turn % SLOTS], threads)
                 publish.append(time.perf_counter() - began)
@@ -77,19 +113,13 @@ def measure(threads: int = 2, folder: Path = Path("/dev/shm")) -> dict[str, floa
                     )
                 )
                 memcpy.append(time.perf_counter() - began)
-        assert digest == arena.digest((REPEATS - 1) % SLOTS, threads)
+        assert digest == arena.digest((repeats - 1) % SLOTS, threads)
     finally:
         arena.unlink()
-    seconds, copy = statistics.median(publish), statistics.median(memcpy)
-    return {
-        "publish_over_memcpy": copy / seconds,
-        "publish_s": seconds,
-        "memcpy_s": copy,
-        "publish_bytes": float(sum(part.nbytes for part in layout.parts)),
-        "publish_tensors": float(len(layout.parts)),
-        "publish_threads": float(threads),
-    }
-
-
-if __name__ == "__main__":
-    print(measure())
+    return PublishSeconds(
+        seconds=statistics.median(publish),
+        memcpy=statistics.median(memcpy),
+        nbytes=sum(part.nbytes for part in layout.parts),
+        tensors=len(layout.parts),
+        threads=threads,
+    )
