@@ -15,6 +15,7 @@ from twinpod.api.load import check, load_manifest
 from twinpod.api.types import RLJob
 from twinpod.cli.live import make_view
 from twinpod.cli.outcome import write_outcome
+from twinpod.cli.preflight import check_inputs
 from twinpod.cli.progress import read_progress
 from twinpod.errors import InputError
 from twinpod.local import Launcher
@@ -27,6 +28,8 @@ def execute(arguments: argparse.Namespace) -> int:
     """Exit code 0 when the job succeeded, 1 when it failed, 130 and above when a signal stopped it."""
     job = overridden(load_manifest(arguments.file), seed=arguments.seed, iterations=arguments.iterations)
     folder = RunFolder(arguments.out or Path("runs") / job.metadata.name)
+    if not folder.job_file.exists():
+        check_inputs(job)
     folder.lock()
     if finished(job, folder):
         there = f"finished already in {shown(folder.root)}"

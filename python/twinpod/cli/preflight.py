@@ -1,0 +1,22 @@
+"""What the master would refuse, found before anything is started or written: data set, tokenizer, prompts, reward."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from twinpod.api.model_folder import write_model_folder
+from twinpod.api.types import RLJob
+from twinpod.reward.choose import choose
+from twinpod.sampling.datasets import open_dataset
+from twinpod.sampling.tokens import Tokenizer, build_prompts
+
+
+def check_inputs(job: RLJob) -> None:
+    """Opens what the job names, in the order of the master; raises its InputError. Takes up to some seconds."""
+    with tempfile.TemporaryDirectory(prefix="twinpod-") as folder:
+        write_model_folder(job, Path(folder))
+        tokenizer = Tokenizer(Path(folder))
+        dataset = open_dataset(job.spec.dataset, job.spec.seed)
+        build_prompts(dataset, job.spec.dataset.template, tokenizer)
+        choose(job.spec.reward, dataset.verifier)
