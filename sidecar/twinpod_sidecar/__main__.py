@@ -41,9 +41,9 @@ class SGLang:
         """See EngineKind."""
         return server_args(spec)
 
-    def connect(self, url: str, api_key: str) -> Engine:
+    def connect(self, url: str, api_key: str, tensor_parallel: int) -> Engine:
         """See EngineKind."""
-        return SGLangEngine(url, api_key)
+        return SGLangEngine(url, api_key, tensor_parallel=tensor_parallel)
 
 
 async def run_inference(job: RLJob, environment: Environment) -> int:

@@ -71,7 +71,7 @@ class EngineKind(Protocol):
         """What the standby starts it with."""
         ...
 
-    def connect(self, url: str, api_key: str) -> Engine:
+    def connect(self, url: str, api_key: str, tensor_parallel: int) -> Engine:
         """A client of it."""
         ...
 
@@ -239,7 +239,8 @@ class InferenceHalf:
         spec = replace(
             self._settings.engine, port=port, api_key=key, seed=(self._settings.seed * 1_000_003 + run) % 2**31
         )
-        running = _Running(run, self._kind.connect(url, key), url, key, oom_kills())
+        engine = self._kind.connect(url, key, self._settings.engine.tensor_parallel)
+        running = _Running(run, engine, url, key, oom_kills())
         self._running = running
         running.task = self._spawn(self._bring_up(running, spec, pause_s))
 

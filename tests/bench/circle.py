@@ -118,6 +118,7 @@ def main() -> int:
         "--repeats", type=int, default=7, help="of each measurement (default 7); below 5 nothing is written"
     )
     options = parser.parse_args()
+    report.end_in_order()
     chosen = [part for part in PARTS if options.only is None or part.name in options.only]
     progress = Progress("circle", {part.name: SECONDS[part.name] * options.repeats / 7 for part in chosen})
     measures: list[Measure] = []

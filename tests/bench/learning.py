@@ -23,9 +23,9 @@ from twinpod.records.run import IterationRecord
 
 SAMPLES = TOP / "manifests" / "samples"
 SEEDS = (0, 1, 2)
-SECONDS = {"letters": 3 * 300.0, "segments": 3 * 450.0, "tail": 240.0}
-TAIL_ITERATIONS = 32
-TAIL_STEADY = 13  # first iteration that counts: by then the partial run's long answers have begun to come in
+SECONDS = {"letters": 3 * 300.0, "segments": 3 * 450.0, "tail": 360.0}
+TAIL_STEADY = 1 + tail.PASS  # first iteration that counts: the partial run's long answers come in as they begin by then
+TAIL_ITERATIONS = 1 + 2 * tail.PASS  # one whole pass counts, so that both train on as many prompts of each key
 
 
 def letters(iterations: int, say: Say) -> Iterable[Measure]:
@@ -142,6 +142,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), help="these parts; nothing is written")
     parser.add_argument("--iterations", type=int, default=0, help="of each run, instead of its own; nothing is written")
     options = parser.parse_args()
+    report.end_in_order()
     chosen = [name for name in PARTS if options.only is None or name in options.only]
     progress = Progress("learning", {name: SECONDS[name] for name in chosen})
     measures: list[Measure] = []

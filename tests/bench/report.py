@@ -10,9 +10,11 @@ import json
 import math
 import os
 import platform
+import signal
 import socket
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ TOP = Path(__file__).resolve().parents[2]  # of the checkout
 RESULTS = TOP / "tests" / "bench" / "results"
 Say = Callable[[str, float], None]
 """Tells a person what was just measured, and which share of the part is done (see `Progress.say`)."""
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,11 @@ class Measure:
             return False
         low = self.at_least is None or self.value >= self.at_least
         return low and (self.at_most is None or self.value <= self.at_most)
+
+
+def end_in_order() -> None:
+    """SIGTERM becomes the exception that Ctrl-C is, so that what a bench has started ends with it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def free_port() -> int:

@@ -125,6 +125,7 @@ def _ratio(key: str, ours: list[float], theirs: list[float], bar: float | None) 
 
 def main() -> int:
     """`make bench-rollout`: exit code 1 below the bar."""
+    report.end_in_order()
     progress = Progress("rollout", {"rollout": 120.0})
     progress.part("rollout")
     return report.finish("rollout", measure(ROUNDS, progress.say))

@@ -46,7 +46,11 @@ def run(name: str, manifest: Path, say: Say, *, seed: int = 0, iterations: int =
         command, cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
-        last = _follow(process.stdout, say)
+        try:
+            last = _follow(process.stdout, say)
+        except BaseException:
+            process.terminate()  # it ends all its processes, and `with` waits for it
+            raise
     if process.returncode:
         raise EnvironmentFault(
             f"ended with {process.returncode}: {' | '.join(last)}",

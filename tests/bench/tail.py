@@ -33,7 +33,8 @@ EOS = 1
 LONG = 300  # tokens after which an answer in capitals ends, on average
 MOST = 1024  # tokens of an answer
 NEVER = -12.0  # log-probability of a token that does not follow
-GROUPS, SAMPLES, PROMPTS = 16, 8, 320
+GROUPS, SAMPLES, PASS = 16, 8, 20  # groups an iteration, answers a group, iterations a pass over the prompts
+PROMPTS = GROUPS * PASS
 IN_FLIGHT, SEGMENT, AGE = 24, 128, 64
 SHAPE = {
     "architecture": "qwen2",

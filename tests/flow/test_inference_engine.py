@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedConfig, Qwen2Config
 
 from twinpod.errors import EngineFault, IntegrityError, ProtocolError, WrongVersion
 from twinpod.inference.rehearsal import StandbyDriver, publish
@@ -32,18 +32,43 @@ CONFIG = Qwen2Config(
     architectures=["Qwen2ForCausalLM"],
     dtype="float32",
 )
+OPT = {
+    tied: OPTConfig(
+        vocab_size=70,
+        hidden_size=64,
+        ffn_dim=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,  # as long as the context: the last position is used
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        eos_token_id=None,
+        bos_token_id=None,
+        architectures=["OPTForCausalLM"],
+        dtype="float32",
+    )
+    for tied in (False, True)
+}
 PROMPT = tuple(range(2, 40))
 
 
-def weights(seed: int) -> dict[str, torch.Tensor]:
+def weights(seed: int, config: PreTrainedConfig = CONFIG) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
-    shapes = Qwen2ForCausalLM(CONFIG).state_dict()
-    return {name: torch.randn_like(x) * 0.2 + ("norm" in name) for name, x in shapes.items()}
+    shapes = AutoModelForCausalLM.from_config(config).state_dict()
+    made = {name: torch.randn_like(x) * 0.2 + ("norm" in name) for name, x in shapes.items()}
+    return {name: x for name, x in made.items() if not (config.tie_word_embeddings and name == "lm_head.weight")}
 
 
-def logps(tensors: dict[str, torch.Tensor], prompt: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
-    model = Qwen2ForCausalLM(CONFIG).eval()
-    model.load_state_dict(tensors)
+def logps(
+    tensors: dict[str, torch.Tensor],
+    prompt: tuple[int, ...],
+    answer: tuple[int, ...],
+    config: PreTrainedConfig = CONFIG,
+) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    found = model.load_state_dict(tensors, strict=False)
+    assert not found.unexpected_keys
+    assert found.missing_keys == (["lm_head.weight"] if config.tie_word_embeddings else [])
     with torch.no_grad():
         rows = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     return rows.gather(1, torch.tensor(answer)[:, None])[:, 0]
@@ -85,11 +110,12 @@ class Started:
             max_running=16,
             tensor_parallel=tensor_parallel,
         )
+        self.ranks = tensor_parallel
         self.standby, self.log, self.url = standby, log, f"http://127.0.0.1:{port}"
         self.pid = standby.ask("start", args=server_args(spec), log=str(log))["pid"]
 
     def client(self) -> SGLangEngine:
-        return SGLangEngine(self.url, "key")
+        return SGLangEngine(self.url, "key", tensor_parallel=self.ranks)
 
     def members(self) -> set[int]:
         return {int(entry.name) for entry in Path("/proc").iterdir() if _group(entry) == self.pid}
@@ -213,6 +239,25 @@ async def test_two_engine_ranks_take_their_parts(
     assert engine.members() == set()
     leavings = [*Path("/dev/shm").glob("sgl_shm_*"), *Path("/dev/shm").glob("sglang_loads_*")]
     assert not [path for path in leavings if any(str(pid) in path.name for pid in before)]
+
+
+@pytest.mark.parametrize(("tied", "tensor_parallel"), [(False, 1), (True, 1), (False, 2), (True, 2)])
+async def test_learned_positions_and_biases_are_served(
+    standby: StandbyDriver, shm: Path, tmp_path: Path, tied: bool, tensor_parallel: int
+) -> None:
+    config, tensors = OPT[tied], weights(11, OPT[tied])
+    config.save_pretrained(tmp_path)
+    engine = Started(standby, tmp_path, tmp_path / "log", tensor_parallel)
+    async with engine.client() as client:
+        await engine.load(client, publish(shm, tensors, 11, tensor_parallel=2, pipeline_parallel=2), 11)
+        full = (PROMPT * 14)[:500]
+        requests = [Generation(tokens=prompt, n=2, max_new_tokens=6) for prompt in (PROMPT[:1], PROMPT, full)]
+        groups = await client.generate_many(requests)
+        for request, samples in zip(requests, groups, strict=True):
+            for sample in samples:
+                expected = logps(tensors, request.tokens, sample.tokens, config)
+                torch.testing.assert_close(torch.tensor(sample.logps), expected, atol=1e-4, rtol=0)
+    engine.stop()
 
 
 async def test_an_engine_that_dies_is_reported(standby: StandbyDriver, model: Path, tmp_path: Path) -> None:

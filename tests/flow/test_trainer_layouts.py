@@ -39,6 +39,21 @@ COMMON: dict[str, Any] = {
     "initializer_range": 0.2,
     "eos_token_id": 1,
 }
+OPT: dict[str, Any] = {
+    "architectures": ["OPTForCausalLM"],
+    "model_type": "opt",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_dim": 48,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 9,  # a position is what the longest sample needs
+    "init_std": 0.2,
+    "pad_token_id": None,  # transformers gives the padding token no gradient, and token 0 is in the samples
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "dropout": 0.0,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {**COMMON, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": {
@@ -49,6 +64,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "head_dim": 12,
     },
     "llama": {**COMMON, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True},
+    "opt": OPT,
+    "opt-untied": {**OPT, "tie_word_embeddings": False},
 }
 # ranks -> layouts (tensor, pipeline); what is left is data parallel
 LAUNCHES: dict[int, list[tuple[int, int]]] = {1: [(1, 1)], 2: [(2, 1), (1, 2), (1, 1)], 4: [(2, 2), (2, 1)]}
@@ -195,7 +212,7 @@ def compute_logits(rank: Any) -> Any:
     """float32[B, L, V/tp] of this rank on the last stage, else None."""
     import torch
 
-    from twinpod.trainer.megatron import run_schedule
+    from twinpod.trainer.megatron import logits_of, run_schedule
 
     seen: list[Any] = []
     tokens_BL = torch.tensor(TOKENS)
@@ -208,7 +225,7 @@ def compute_logits(rank: Any) -> Any:
             seen.append(logits_BLV.clone())
             return torch.zeros(()), None
 
-        return model(tokens_BL, positions_BL, None), keep
+        return logits_of(model, rank.shape, tokens_BL, positions_BL), keep
 
     with torch.no_grad():
         run_schedule(rank, forward, [0], rows=tokens_BL.shape[0], length=tokens_BL.shape[1], forward_only=True)
@@ -287,6 +304,11 @@ def safetensors(folder: Path) -> dict[str, Any]:
     return load_file(folder / "model.safetensors")
 
 
+def no_effect(family: str, name: str) -> bool:
+    """Without rotary positions, a bias of the keys adds the same to all of a query's scores: softmax takes it out."""
+    return family.startswith("opt") and name.endswith("k_proj.bias")
+
+
 families = pytest.mark.parametrize("family", list(MODELS))
 layouts = pytest.mark.parametrize(("ranks", "tensor", "pipeline"), LAYOUTS)
 
@@ -310,7 +332,7 @@ def test_losses_and_gradients_do_not_depend_on_the_layout(
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         assert np.abs(gradient - expected[name]).max() < 1e-4, name
-        assert np.abs(expected[name]).max() > 1e-4, name
+        assert np.abs(expected[name]).max() > (0 if no_effect(family, name) else 1e-4), name
 
 
 @families
@@ -336,7 +358,8 @@ def test_loss_gradient_and_gap_are_those_of_transformers(base: Path, family: str
     gradients = joined_gradients([found])
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
-        assert np.abs(gradients[name] - parameter.grad.numpy()).max() < 1e-4 * float(parameter.grad.abs().max()), name
+        largest = 1e-2 if no_effect(family, name) else float(parameter.grad.abs().max())
+        assert np.abs(gradients[name] - parameter.grad.numpy()).max() < 1e-4 * largest, name
 
 
 @families

@@ -71,7 +71,7 @@ BAD_JOBS: list[tuple[str, Any, str]] = [
     (
         "spec.model.config.architecture",
         "qwen",
-        'spec.model.config.architecture: is "qwen"; must be one of qwen2, qwen3, llama; did you mean qwen3?',
+        'spec.model.config.architecture: is "qwen"; must be one of qwen2, qwen3, llama, opt; did you mean qwen3?',
     ),
     ("spec.model.dtype", "fp8", 'spec.model.dtype: is "fp8"; must be one of float32, bfloat16'),
     (
@@ -243,7 +243,9 @@ BREAKS_TWO = {
 
 
 def sample() -> dict[str, Any]:
+    """The first sample with a model of rotary positions, whose fields have more freedom than opt's."""
     document: dict[str, Any] = read_document((SAMPLES / "reverse-letters.yaml").read_text(encoding="utf-8"))
+    document["spec"]["model"]["config"] |= {"architecture": "qwen2", "kvHeads": 4}
     return document
 
 
@@ -357,6 +359,25 @@ def test_the_weights_gap_limit_follows_the_hardware() -> None:
 
 def test_one_key_value_head_is_fine_without_tensor_parallelism() -> None:
     assert load_manifest(write_document(changed(sample(), "spec.model.config.kvHeads", 1)))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "lines"),
+    [
+        ("kvHeads", 2, ("kvHeads: is 2; opt has one for each of its heads (4): leave kvHeads out",)),
+        ("headDim", 16, ("headDim: is 16; opt's heads share hiddenSize (128) equally: leave headDim out",)),
+        ("heads", 6, ("hiddenSize: 128 is not divisible by heads (6); change one of them or set headDim",)),
+    ],
+)
+def test_opt_has_no_choice_of_its_heads(path: str, value: int, lines: tuple[str, ...]) -> None:
+    document = read_document((SAMPLES / "reverse-letters.yaml").read_text(encoding="utf-8"))
+    changes = problems(write_document(changed(document, f"spec.model.config.{path}", value)))
+    assert changes == tuple(f"spec.model.config.{line}" for line in lines)
+
+
+def test_learned_positions_do_not_need_an_even_head() -> None:
+    document = read_document((SAMPLES / "reverse-letters.yaml").read_text(encoding="utf-8"))
+    assert load_manifest(write_document(changed(document, "spec.model.config.hiddenSize", 60)))
 
 
 def test_what_a_cluster_gives_back_can_be_read_again() -> None:

@@ -51,7 +51,14 @@ CHANGES: list[tuple[str, Any]] = [
 ]
 
 GONE = object()
+ROTARY = ("spec.model.config.architecture", "qwen2")
 COMBINED: list[tuple[tuple[str, Any], ...]] = [
+    (ROTARY,),
+    (ROTARY, ("spec.model.config.kvHeads", 2), ("spec.hybrid.trainer.tensorParallel", 4)),
+    (ROTARY, ("spec.model.config.headDim", 15)),
+    (ROTARY, ("spec.model.config.headDim", 48)),
+    (ROTARY, ("spec.model.config.hiddenSize", 60)),
+    (("spec.model.config.kvHeads", 4), ("spec.model.config.headDim", 32)),
     (("spec.model.tokenizer", GONE),),
     (("spec.reward", {"kind": "dataset"}), ("spec.dataset.jsonLines", {"path": "x"})),
     (("spec.algorithm.eps", "0"), ("spec.algorithm.clipGrad", "0.0")),
@@ -68,7 +75,7 @@ COMBINED: list[tuple[tuple[str, Any], ...]] = [
 
 
 def manifest(*changes: tuple[str, Any]) -> dict[str, Any]:
-    """The first sample with the schema's defaults, changed."""
+    """The first sample, of the family opt, with the schema's defaults, changed."""
     document = with_defaults(RLJob, read_document((SAMPLES / "reverse-letters.yaml").read_text(encoding="utf-8")))
     for path, value in changes:
         *parents, last = path.split(".")

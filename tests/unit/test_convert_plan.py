@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,7 +59,8 @@ def _places(tp: int, pp: int) -> list[Place]:
 def test_owned_parts_of_all_ranks_tile_every_tensor_exactly_once(
     family: Family, tied: bool, tp: int, pp: int, vocab: int, queries: int
 ) -> None:
-    shape = _shape(family, tied=tied, kv_heads=4, heads=4 * queries, vocab=vocab)
+    heads = 4 if family is Family.OPT else 4 * queries
+    shape = _shape(family, tied=tied, kv_heads=4, heads=heads, vocab=vocab)
     covered = {name: np.zeros(full, dtype=int) for name, full in full_tensors(shape).items()}
     for place in _places(tp, pp):
         for part in plan_parts(shape, place):
@@ -74,7 +77,7 @@ def test_owned_parts_of_all_ranks_tile_every_tensor_exactly_once(
 @given(st.sampled_from(list(Family)), st.booleans(), st.sampled_from([1, 2]), st.sampled_from([1, 2]))
 def test_every_rank_can_fill_all_its_parameters(family: Family, tied: bool, tp: int, pp: int) -> None:
     """All parts, owned or not, cover each source parameter once; only the vocabulary's padding stays."""
-    shape = _shape(family, tied=tied)
+    shape = _shape(family, tied=tied, **({"kv_heads": 4, "head_dim": 2} if family is Family.OPT else {}))
     for place in _places(tp, pp):
         rows: dict[str, int] = {}
         for part in plan_parts(shape, place):
@@ -86,9 +89,10 @@ def test_every_rank_can_fill_all_its_parameters(family: Family, tied: bool, tp: 
         groups = shape.kv_heads // tp
         assert (
             rows["decoder.layers.0.self_attention.linear_qkv.weight"]
-            == groups * (shape.heads // shape.kv_heads + 2) * 6 * 8
+            == groups * (shape.heads // shape.kv_heads + 2) * shape.head_dim * 8
         )
-        assert rows["decoder.layers.0.mlp.linear_fc1.weight"] == 2 * shape.ffn // tp * 8
+        gated = 1 if family is Family.OPT else 2
+        assert rows["decoder.layers.0.mlp.linear_fc1.weight"] == gated * shape.ffn // tp * 8
 
 
 def _qkv(name: str, place: Place) -> Part:
@@ -135,6 +139,28 @@ def test_names_of_both_layer_specs() -> None:
     assert naming_of(sources[TRANSFORMER_ENGINE]) is TRANSFORMER_ENGINE
 
 
+def test_layer_norms_have_biases_under_both_layer_specs() -> None:
+    opt = _shape(Family.OPT, kv_heads=4, head_dim=2, layers=1)
+    sources = [{part.source for part in plan_parts(opt, Place(), naming)} for naming in (LOCAL, TRANSFORMER_ENGINE)]
+    assert sources[0] - sources[1] == {
+        f"decoder.layers.0.{norm}.{kind}"
+        for norm in ("input_layernorm", "pre_mlp_layernorm")
+        for kind in ("weight", "bias")
+    }
+    assert sources[1] - sources[0] == {
+        f"decoder.layers.0.{linear}.layer_norm_{kind}"
+        for linear in ("self_attention.linear_qkv", "mlp.linear_fc1")
+        for kind in ("weight", "bias")
+    }
+
+
+def test_tensors_of_opt_are_those_of_transformers() -> None:
+    config = transformers.OPTConfig(**OPT_CONFIG, tie_word_embeddings=False)
+    expected = {name: tuple(x.shape) for name, x in transformers.OPTForCausalLM(config).state_dict().items()}
+    assert full_tensors(shape_from_huggingface({**config.to_dict(), "architectures": ["OPTForCausalLM"]})) == expected
+    assert expected["model.decoder.embed_positions.weight"] == (64 + 2, 8)
+
+
 def test_tied_embedding_is_loaded_at_both_ends_and_exported_once() -> None:
     shape = _shape(tied=True)
     first, last = (plan_parts(shape, place) for place in _places(1, 2))
@@ -161,6 +187,16 @@ def test_layouts_that_do_not_fit_are_refused(sizes: Sizes, ranks: int, message: 
         check_sizes(_shape(), sizes, ranks)
 
 
+OPT_CONFIG: dict[str, Any] = {
+    "architectures": ["OPTForCausalLM"],
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_dim": 12,
+    "vocab_size": 13,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 64,
@@ -201,3 +237,28 @@ def test_shape_reads_old_and_new_rope_fields() -> None:
 def test_configs_that_the_trainer_cannot_honour_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         shape_from_huggingface({**CONFIG, **change})
+
+
+def test_opt_is_tied_unless_it_says_otherwise() -> None:
+    shape = shape_from_huggingface(OPT_CONFIG)
+    assert (shape.tied, shape.kv_heads, shape.head_dim, shape.position_offset) == (True, 4, 2, 2)
+    assert not shape_from_huggingface({**OPT_CONFIG, "tie_word_embeddings": False}).tied
+    assert shape_from_huggingface({**OPT_CONFIG, "word_embed_proj_dim": 8, "dropout": 0.1}) == shape
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"word_embed_proj_dim": 4}, "word_embed_proj_dim: 4 is not supported by the trainer; use 8"),
+        ({"do_layer_norm_before": False}, "do_layer_norm_before: False is not supported by the trainer; use true"),
+        ({"activation_function": "gelu"}, "activation_function: 'gelu' is not"),
+        ({"enable_bias": False}, "enable_bias: False is not"),
+        ({"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine: False is not"),
+        ({"_remove_final_layer_norm": True}, "_remove_final_layer_norm: True is not"),
+        ({"ffn_dim": None}, "ffn_dim: must be a whole number above 0"),
+        ({"num_attention_heads": 3}, "hidden_size: 8 is not divisible by 3 heads"),
+    ],
+)
+def test_forms_of_opt_that_the_trainer_lacks_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        shape_from_huggingface({**OPT_CONFIG, **change})

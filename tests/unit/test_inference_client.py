@@ -34,9 +34,6 @@ class Server:
     async def model_info(self, body):
         return httpx.Response(200, json={"weight_version": self.version})
 
-    async def server_info(self, body):
-        return httpx.Response(200, json={"tp_size": 2})
-
     async def begin_weight_update(self, body):
         return httpx.Response(200, json={"success": True, "message": ""})
 
@@ -60,7 +57,7 @@ class Server:
         return httpx.Response(200, json=[sample(ids, version=self.version) for ids in body["input_ids"]])
 
     def engine(self) -> SGLangEngine:
-        return SGLangEngine("http://127.0.0.1:1", "secret", transport=httpx.MockTransport(self))
+        return SGLangEngine("http://127.0.0.1:1", "secret", tensor_parallel=2, transport=httpx.MockTransport(self))
 
 
 def sample(ids, *, version="7", logps=(-0.5, -0.25), spans=None, finish="length"):
@@ -92,12 +89,11 @@ async def test_load_gives_every_rank_the_payload_and_checks_the_version() -> Non
     paths = [path for path, _ in server.calls]
     assert paths == [
         "/begin_weight_update",
-        "/server_info",
         "/update_weights_from_tensor",
         "/end_weight_update",
         "/model_info",
     ]
-    body = server.calls[2][1]
+    body = server.calls[1][1]
     assert body["serialized_named_tensors"] == ["cGF5", "cGF5"]
     assert (body["weight_version"], body["flush_cache"]) == ("7", True)
 

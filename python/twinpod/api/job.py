@@ -43,19 +43,23 @@ def _fill(part: Part, **values: Any) -> None:
 class Architecture(Part):
     """Shape of a model that begins with random weights, in Hugging Face terms."""
 
-    architecture: Literal["qwen2", "qwen3", "llama"]
-    """Model family; decides the names of the weights and how Megatron and SGLang build it."""
+    architecture: Literal["qwen2", "qwen3", "llama", "opt"]
+    """Model family; decides the names of the weights and how Megatron and SGLang build it.
+
+    opt has learned positions; the others have rotary ones.
+    """
     hidden_size: Positive
     layers: Annotated[int, Field(strict=True, ge=1, le=1024)]
     heads: Annotated[int, Field(strict=True, ge=1, le=1024)]
     kv_heads: Annotated[int, Field(strict=True, ge=1, le=1024)] = derived("heads")
-    """Key-value heads of grouped-query attention; as many as heads when left out."""
+    """Key-value heads of grouped-query attention; as many as heads when left out (and always with opt)."""
     head_dim: Positive = derived("hiddenSize / heads")
     ffn_size: Positive
-    """Width of the gated feed-forward layer (intermediate_size)."""
+    """Width of the feed-forward layer (intermediate_size; ffn_dim of opt)."""
     max_positions: Positive
     """Most tokens of prompt and answer together."""
     rope_theta: Decimal = "10000"
+    """Base of the rotary positions; opt has none and ignores it."""
     tie_embeddings: Flag = False
 
     @model_validator(mode="after")

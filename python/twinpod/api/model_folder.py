@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twinpod.api.character_tokenizer import EOS_ID, PAD_ID, tokenizer_config, tokenizer_json, tokens_of
-from twinpod.api.types import RLJob
+from twinpod.api.types import Architecture, RLJob
 from twinpod.errors import EnvironmentFault, InputError
 
 TOKENIZER_FILES = (
@@ -25,7 +25,12 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-CLASSES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+CLASSES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "opt": "OPTForCausalLM",
+}
 
 
 def vocabulary(job: RLJob) -> tuple[str, ...]:
@@ -45,23 +50,15 @@ def hf_config(job: RLJob) -> dict[str, Any]:
     if shape is None:
         return _read_json(_source(job) / "config.json", "spec.model.from")
     pad, eos, vocab = _special_ids(job)
-    config: dict[str, Any] = {
+    return {
         "architectures": [CLASSES[shape.architecture]],
         "model_type": shape.architecture,
         "vocab_size": vocab,
         "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.ffn_size,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
         "max_position_embeddings": shape.max_positions,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": float(shape.rope_theta),
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(shape.rope_theta)},
-        "hidden_act": "silu",
         "attention_dropout": 0.0,
-        "initializer_range": 0.02,
         "tie_word_embeddings": shape.tie_embeddings,
         "use_cache": True,
         "dtype": job.spec.model.dtype,
@@ -69,6 +66,21 @@ def hf_config(job: RLJob) -> dict[str, Any]:
         "pad_token_id": pad,
         "bos_token_id": None,
         "eos_token_id": eos,
+        **(_opt_fields(shape) if shape.architecture == "opt" else _rotary_fields(shape)),
+    }
+
+
+def _rotary_fields(shape: Architecture) -> dict[str, Any]:
+    """What Qwen2, Qwen3 and Llama have in `config.json` and OPT has not."""
+    config: dict[str, Any] = {
+        "intermediate_size": shape.ffn_size,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": float(shape.rope_theta),
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(shape.rope_theta)},
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
     }
     if shape.architecture != "llama":
         config["use_sliding_window"] = False
@@ -77,6 +89,22 @@ def hf_config(job: RLJob) -> dict[str, Any]:
     if shape.architecture == "llama":
         config["mlp_bias"] = False
     return config
+
+
+def _opt_fields(shape: Architecture) -> dict[str, Any]:
+    """What OPT has in `config.json` (transformers `OPTConfig`)."""
+    return {
+        "ffn_dim": shape.ffn_size,
+        "word_embed_proj_dim": shape.hidden_size,
+        "activation_function": "relu",
+        "do_layer_norm_before": True,
+        "enable_bias": True,
+        "layer_norm_elementwise_affine": True,
+        "_remove_final_layer_norm": False,
+        "dropout": 0.0,
+        "layerdrop": 0.0,
+        "init_std": 0.02,
+    }
 
 
 def write_model_folder(job: RLJob, folder: Path) -> None:

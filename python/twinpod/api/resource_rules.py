@@ -67,6 +67,13 @@ _MODEL = (
     ),
     Rule(
         path="spec.model.config",
+        field="kvHeads",
+        cel="self.architecture != 'opt' || !has(self.kvHeads) || self.kvHeads == self.heads",
+        holds=lambda self: self.architecture != "opt" or not has(self, "kvHeads") or self.kvHeads == self.heads,
+        message="is {self.kvHeads}; opt has one for each of its heads ({self.heads}): leave kvHeads out",
+    ),
+    Rule(
+        path="spec.model.config",
         field="hiddenSize",
         cel="(has(self.headDim) && self.headDim > 0) || self.hiddenSize % self.heads == 0",
         holds=lambda self: (has(self, "headDim") and self.headDim > 0) or self.hiddenSize % self.heads == 0,
@@ -76,13 +83,31 @@ _MODEL = (
         path="spec.model.config",
         field="headDim",
         cel=(
-            "has(self.headDim) ? self.headDim % 2 == 0"
-            " : self.hiddenSize % self.heads != 0 || (self.hiddenSize / self.heads) % 2 == 0"
+            "self.architecture != 'opt' || !has(self.headDim) || self.headDim == 0"
+            " || self.headDim * self.heads == self.hiddenSize"
         ),
         holds=lambda self: (
-            self.headDim % 2 == 0
-            if has(self, "headDim")
-            else self.hiddenSize % self.heads != 0 or (self.hiddenSize // self.heads) % 2 == 0
+            self.architecture != "opt"
+            or not has(self, "headDim")
+            or self.headDim == 0
+            or self.headDim * self.heads == self.hiddenSize
+        ),
+        message="is {self.headDim}; opt's heads share hiddenSize ({self.hiddenSize}) equally: leave headDim out",
+    ),
+    Rule(
+        path="spec.model.config",
+        field="headDim",
+        cel=(
+            "self.architecture == 'opt' || (has(self.headDim) ? self.headDim % 2 == 0"
+            " : self.hiddenSize % self.heads != 0 || (self.hiddenSize / self.heads) % 2 == 0)"
+        ),
+        holds=lambda self: (
+            self.architecture == "opt"
+            or (has(self, "headDim") and self.headDim % 2 == 0)
+            or (
+                not has(self, "headDim")
+                and (self.hiddenSize % self.heads != 0 or (self.hiddenSize // self.heads) % 2 == 0)
+            )
         ),
         message="{self.headDim} is odd; rotary positions need an even size",
     ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,12 +27,12 @@ from twinpod.records.weights import ShardRecord, TensorPart, WeightVersion
 
 __all__ = ["Published", "StandbyDriver", "publish"]
 
-_CUT = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "gate_proj": 0, "up_proj": 0, "o_proj": 1, "down_proj": 1} | {
-    "embed_tokens": 0,
-    "lm_head": 0,
+_CUT = {name: 0 for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "fc1", "embed_tokens", "lm_head")} | {
+    name: 1 for name in ("o_proj", "down_proj", "out_proj", "fc2")
 }
 """Module of a parameter's name -> axis along which Megatron's tensor-parallel ranks cut it."""
 
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 Published = tuple[WeightVersion, str, str]
 """The version, the manifest's path, the digest of the manifest's bytes."""
@@ -46,7 +47,7 @@ def publish(
     pipeline_parallel: int = 1,
 ) -> Published:
     """Write `tensors` (Hugging Face names) as `version`: one new arena a rank, and the manifest, in `folder`."""
-    layers = 1 + max((int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")), default=0)
+    layers = 1 + max((int(found[1]) for name in tensors if (found := _LAYER.search(name))), default=0)
     shards = []
     for stage in range(pipeline_parallel):
         mine = {name: x for name, x in tensors.items() if _stage(name, layers, pipeline_parallel) == stage}
@@ -66,8 +67,8 @@ def publish(
 
 
 def _stage(name: str, layers: int, stages: int) -> int:
-    if name.startswith("model.layers."):
-        return int(name.split(".")[2]) * stages // layers
+    if found := _LAYER.search(name):
+        return int(found[1]) * stages // layers
     return 0 if "embed" in name else stages - 1
 
 

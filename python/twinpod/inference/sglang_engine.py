@@ -122,9 +122,16 @@ class SGLangEngine:
     """
 
     def __init__(
-        self, url: str, api_key: str, *, timeout_s: float = 60.0, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        url: str,
+        api_key: str,
+        *,
+        tensor_parallel: int = 1,
+        timeout_s: float = 60.0,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url
+        self._ranks = tensor_parallel
         self._timeout = timeout_s
         self._running = 0
         self._idle = asyncio.Event()
@@ -178,7 +185,7 @@ class SGLangEngine:
                 "POST",
                 "/update_weights_from_tensor",
                 {
-                    "serialized_named_tensors": [payload] * await self._tensor_parallel(),
+                    "serialized_named_tensors": [payload] * self._ranks,
                     "load_format": LOADER,
                     "flush_cache": True,
                     "weight_version": str(version),
@@ -276,9 +283,6 @@ class SGLangEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    async def _tensor_parallel(self) -> int:
-        return int((await self._call("GET", "/server_info"))["tp_size"])
 
     async def _call(
         self,

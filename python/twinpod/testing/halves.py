@@ -39,9 +39,9 @@ class FakeKind:
         behaviour = self.behaviours.pop(0) if self.behaviours else {}
         return {"port": spec.port, "api_key": spec.api_key, "tp_size": spec.tensor_parallel, **behaviour}
 
-    def connect(self, url: str, api_key: str) -> SGLangEngine:
+    def connect(self, url: str, api_key: str, tensor_parallel: int) -> SGLangEngine:
         """See EngineKind."""
-        return SGLangEngine(url, api_key)
+        return SGLangEngine(url, api_key, tensor_parallel=tensor_parallel)
 
 
 class News:

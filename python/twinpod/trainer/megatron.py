@@ -96,7 +96,7 @@ def current_place() -> Place:
 
 
 def transformer_config(shape: ModelShape, place: Place, machine: Machine) -> TransformerConfig:
-    """Megatron's configuration of the Llama family. Weights are not initialised here: `weights.py` fills every one."""
+    """Megatron's configuration of these families. Weights are not initialised here: `weights.py` fills every one."""
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
@@ -104,13 +104,13 @@ def transformer_config(shape: ModelShape, place: Place, machine: Machine) -> Tra
         num_query_groups=shape.kv_heads,
         kv_channels=shape.head_dim,
         ffn_hidden_size=shape.ffn,
-        normalization="RMSNorm",
+        normalization=_normalization(shape),
         layernorm_epsilon=shape.norm_eps,
         qk_layernorm=shape.qk_norm,
-        add_bias_linear=False,
+        add_bias_linear=shape.plain,
         add_qkv_bias=shape.qkv_bias,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
+        gated_linear_unit=not shape.plain,
+        activation_func=torch.nn.functional.relu if shape.plain else torch.nn.functional.silu,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         attention_softmax_in_fp32=True,
@@ -126,23 +126,27 @@ def transformer_config(shape: ModelShape, place: Place, machine: Machine) -> Tra
     )
 
 
+def _normalization(shape: ModelShape) -> str:
+    return "LayerNorm" if shape.plain else "RMSNorm"
+
+
 def build_model(shape: ModelShape, place: Place, machine: Machine) -> GPTModel:
     """This rank's part of the model, with undefined weights."""
     config = transformer_config(shape, place, machine)
     if machine.is_cpu:
-        spec = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
+        spec = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization=_normalization(shape))
     else:
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.qk_norm)
     model = GPTModel(
         config=config,
         transformer_layer_spec=spec,
         vocab_size=shape.padded_vocab(place.tp_size),
-        max_sequence_length=shape.max_positions,
+        max_sequence_length=shape.max_positions + shape.position_offset,
         pre_process=place.first_stage,
         post_process=place.last_stage,
         parallel_output=True,
         share_embeddings_and_output_weights=shape.tied,
-        position_embedding_type="rope",
+        position_embedding_type="learned_absolute" if shape.plain else "rope",
         rotary_base=shape.rope_theta,
         rope_scaling=shape.rope_llama3_factor is not None,
         rope_scaling_factor=shape.rope_llama3_factor or 8.0,
@@ -179,6 +183,11 @@ def build_rank(shape: ModelShape, place: Place, machine: Machine) -> RankModel:
 
         model = platform_gpu.wrap(model, half=machine.dtype is torch.bfloat16)
     return RankModel(shape=shape, place=place, machine=machine, model=model)
+
+
+def logits_of(model: torch.nn.Module, shape: ModelShape, tokens_BL: Tensor, positions_BL: Tensor) -> Any:
+    """The model part's output: float[B, L, V/tp] logits on the last stage. Positions count from 0 in every family."""
+    return model(tokens_BL, positions_BL + shape.position_offset, None)
 
 
 def on_machine(machine: Machine) -> AbstractContextManager[object]:

@@ -6,6 +6,7 @@ so a field that we do not honour is refused here, once, by name.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -20,11 +21,15 @@ class Family(Enum):
     LLAMA = "LlamaForCausalLM"
     QWEN2 = "Qwen2ForCausalLM"
     QWEN3 = "Qwen3ForCausalLM"
+    OPT = "OPTForCausalLM"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """Sizes of one model. Lengths are in elements; `rope_theta` is the base of the rotary embedding."""
+    """Sizes of one model. Lengths are in elements; `rope_theta` is the base of the rotary embedding, where it has one.
+
+    What follows from the family alone is a property.
+    """
 
     family: Family
     hidden: int
@@ -51,6 +56,19 @@ class ModelShape:
         """Qwen3 normalises each head of queries and keys."""
         return self.family is Family.QWEN3
 
+    @property
+    def plain(self) -> bool:
+        """OPT is the transformer of GPT-3: layer norms, biases everywhere, ReLU without a gate, learned positions.
+
+        The others have RMS norms, no biases (but see `qkv_bias`), gated SiLU and rotary positions.
+        """
+        return self.family is Family.OPT
+
+    @property
+    def position_offset(self) -> int:
+        """Row of the learned position embedding that position 0 has (transformers `OPTLearnedPositionalEmbedding`)."""
+        return 2 if self.plain else 0
+
     def padded_vocab(self, tp: int) -> int:
         """Rows of Megatron's embedding: `vocab` rounded up so that `tp` ranks hold equal parts."""
         return -(-self.vocab // tp) * tp
@@ -58,12 +76,17 @@ class ModelShape:
 
 def shape_from_huggingface(config: Mapping[str, Any]) -> ModelShape:
     """Read a `config.json` dictionary. Raises `InputError` for a missing or unsupported field."""
+    family = _family(config)
+    return _opt_shape(config) if family is Family.OPT else _rotary_shape(config, family)
+
+
+def _rotary_shape(config: Mapping[str, Any], family: Family) -> ModelShape:
     heads = _whole(config, "num_attention_heads")
     hidden = _whole(config, "hidden_size")
     theta, llama3 = _rope(config)
     _refuse_unsupported(config)
     return ModelShape(
-        family=_family(config),
+        family=family,
         hidden=hidden,
         layers=_whole(config, "num_hidden_layers"),
         heads=heads,
@@ -77,6 +100,45 @@ def shape_from_huggingface(config: Mapping[str, Any]) -> ModelShape:
         rope_llama3_factor=llama3,
         tied=bool(config.get("tie_word_embeddings", False)),
         init_std=float(config.get("initializer_range", 0.02)),
+    )
+
+
+def _opt_shape(config: Mapping[str, Any]) -> ModelShape:
+    """Fields and defaults of transformers' `OPTConfig`. Its dropouts are not read: the trainer has none anywhere."""
+    heads, hidden = _whole(config, "num_attention_heads"), _whole(config, "hidden_size")
+    if hidden % heads:
+        raise InputError(f"{hidden} is not divisible by {heads} heads", where="config.json: hidden_size")
+    demanded = {
+        "word_embed_proj_dim": hidden,
+        "activation_function": "relu",
+        "do_layer_norm_before": True,
+        "enable_bias": True,
+        "layer_norm_elementwise_affine": True,
+        "_remove_final_layer_norm": False,
+    }
+    for key, value in demanded.items():
+        found = config.get(key)
+        if found is not None and found != value:
+            raise InputError(
+                f"{found!r} is not supported by the trainer",
+                where=f"config.json: {key}",
+                mend=f"use {json.dumps(value)}, or a model that has it",
+            )
+    return ModelShape(
+        family=Family.OPT,
+        hidden=hidden,
+        layers=_whole(config, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        ffn=_whole(config, "ffn_dim"),
+        vocab=_whole(config, "vocab_size"),
+        max_positions=_whole(config, "max_position_embeddings"),
+        norm_eps=1e-5,  # torch's LayerNorm; OPT's configuration has no field for it
+        rope_theta=10000.0,  # not used
+        rope_llama3_factor=None,
+        tied=bool(config.get("tie_word_embeddings", True)),
+        init_std=float(config.get("init_std", 0.02)),
     )
 
 

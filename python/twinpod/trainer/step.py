@@ -25,7 +25,7 @@ from torch import Tensor
 
 from twinpod.records.training import Batch, TrainSettings, TrainStats
 from twinpod.trainer.loss import check_mask, engine_logits, mean_or_nan, policy_loss, weights_gap
-from twinpod.trainer.megatron import RankModel, new_optimizer, run_schedule
+from twinpod.trainer.megatron import RankModel, logits_of, new_optimizer, run_schedule
 from twinpod.trainer.packing import MicroBatch, pack
 
 
@@ -173,7 +173,8 @@ def _run(iteration: Iteration, consume: Consume, *, forward_only: bool) -> Tally
         devices: Iterator[Device], model: torch.nn.Module
     ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Any]]]:
         device = next(devices)
-        return model(device.tokens_BL, device.positions_BL, None), partial(finish, device)
+        output = logits_of(model, rank.shape, device.tokens_BL, device.positions_BL)
+        return output, partial(finish, device)
 
     run_schedule(
         rank,

@@ -5,8 +5,10 @@ How Megatron-core 0.16 lays out what Hugging Face keeps apart (checked against i
 - `self_attention.linear_qkv` (transformer/attention.py, `get_query_key_value_tensors`): rows are grouped by *query
   group* (one key-value head): `[q heads of the group, k, v]` a group; a tensor-parallel rank holds whole groups, in
   order.
-- `mlp.linear_fc1` (transformer/mlp.py, `bias_swiglu`): on each rank the gate's rows, then the up projection's rows.
-- Column-parallel layers split rows (axis 0), row-parallel layers (`linear_proj`, `linear_fc2`) columns (axis 1).
+- `mlp.linear_fc1` (transformer/mlp.py, `bias_swiglu`): on each rank the gate's rows, then the up projection's rows;
+  without a gate (OPT) the up projection's rows alone.
+- Column-parallel layers split rows (axis 0), row-parallel layers (`linear_proj`, `linear_fc2`) columns (axis 1); the
+  bias of the latter is whole on every rank.
 - The embedding is padded so that tensor-parallel ranks hold equal parts; the padding is past the real vocabulary.
 - With tied embeddings and more than one pipeline stage, the last stage keeps a copy of the embedding as
   `output_layer.weight`: it is loaded there, but exported by the first stage only.
@@ -14,6 +16,7 @@ How Megatron-core 0.16 lays out what Hugging Face keeps apart (checked against i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from twinpod.trainer.place import Place
@@ -29,12 +32,22 @@ class Naming:
     """
 
     attention_norm: str
+    attention_norm_bias: str
     mlp_norm: str
+    mlp_norm_bias: str
 
 
-LOCAL = Naming(attention_norm="input_layernorm.weight", mlp_norm="pre_mlp_layernorm.weight")
+LOCAL = Naming(
+    attention_norm="input_layernorm.weight",
+    attention_norm_bias="input_layernorm.bias",
+    mlp_norm="pre_mlp_layernorm.weight",
+    mlp_norm_bias="pre_mlp_layernorm.bias",
+)
 TRANSFORMER_ENGINE = Naming(
-    attention_norm="self_attention.linear_qkv.layer_norm_weight", mlp_norm="mlp.linear_fc1.layer_norm_weight"
+    attention_norm="self_attention.linear_qkv.layer_norm_weight",
+    attention_norm_bias="self_attention.linear_qkv.layer_norm_bias",
+    mlp_norm="mlp.linear_fc1.layer_norm_weight",
+    mlp_norm_bias="mlp.linear_fc1.layer_norm_bias",
 )
 
 
@@ -75,7 +88,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One transformer layer of this rank: its Hugging Face prefix and Megatron prefix, and what the rules need."""
+    """One transformer layer of this rank: its Hugging Face prefix and Megatron prefix, and what the rules need.
+
+    The ends of the model, before the first layer and after the last, are given as a layer as well.
+    """
 
     shape: ModelShape
     place: Place
@@ -83,14 +99,14 @@ class Layer:
     target: str  # e.g. "model.layers.7."
     source: str  # e.g. "decoder.layers.3."
 
-    def replicated(self, name: str, source: str, length: int) -> Part:
-        """A vector that every tensor-parallel rank has; the first one owns it."""
+    def replicated(self, name: str, source: str, *full_shape: int) -> Part:
+        """A tensor that every tensor-parallel rank has; the first one owns it."""
         return Part(
             name=self.target + name,
-            full_shape=(length,),
+            full_shape=full_shape,
             axis=None,
             start=0,
-            stop=length,
+            stop=full_shape[0],
             source=self.source + source,
             rows=None,
             owned=self.place.tp_rank == 0,
@@ -127,15 +143,44 @@ class Layer:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyParts:
+    """The tensors of a family: `prefix` begins every name but that of an output layer of its own.
+
+    `start` lists what the first stage has beside the token embedding, `end` what the last has before the output layer.
+    """
+
+    prefix: str
+    start: Callable[[Layer], tuple[Part, ...]]
+    layer: Callable[[Layer], tuple[Part, ...]]
+    end: Callable[[Layer], tuple[Part, ...]]
+
+
+def rotary_family(layer: Callable[[Layer], tuple[Part, ...]]) -> FamilyParts:
+    """A family in the manner of Llama: no learned positions, one RMS norm at the end."""
+    return FamilyParts(prefix="model.", start=lambda start: (), layer=layer, end=_final_rms_norm)
+
+
+def _final_rms_norm(end: Layer) -> tuple[Part, ...]:
+    return (end.replicated("norm.weight", "final_layernorm.weight", end.shape.hidden),)
+
+
 def attention(layer: Layer, *, bias: bool) -> tuple[Part, ...]:
     """q, k, v (with biases where the family has them) and the output projection of one layer."""
+    inputs = layer.shape.heads * layer.shape.head_dim
+    out = layer.columns("self_attn.o_proj.weight", "self_attention.linear_proj.weight", inputs)
+    return (*query_key_value(layer, bias=bias), out)
+
+
+def query_key_value(layer: Layer, *, bias: bool) -> tuple[Part, ...]:
+    """q, k, v of one layer, out of their fused parameter."""
     shape = layer.shape
     groups = shape.kv_heads // layer.place.tp_size
     queries = shape.heads // shape.kv_heads * shape.head_dim
     block = queries + 2 * shape.head_dim
     cuts = {"q": (0, queries), "k": (queries, queries + shape.head_dim), "v": (queries + shape.head_dim, block)}
     kinds = ("weight", "bias") if bias else ("weight",)
-    fused = tuple(
+    return tuple(
         layer.rows(
             f"self_attn.{which}_proj.{kind}",
             f"self_attention.linear_qkv.{kind}",
@@ -145,8 +190,6 @@ def attention(layer: Layer, *, bias: bool) -> tuple[Part, ...]:
         for which, (start, stop) in cuts.items()
         for kind in kinds
     )
-    out = layer.columns("self_attn.o_proj.weight", "self_attention.linear_proj.weight", shape.heads * shape.head_dim)
-    return (*fused, out)
 
 
 def gated_mlp(layer: Layer) -> tuple[Part, ...]:

@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from twinpod.trainer.convert import llama, qwen2, qwen3
-from twinpod.trainer.convert.layout import LOCAL, TRANSFORMER_ENGINE, Layer, Naming, Part, Rows
+from twinpod.trainer.convert import llama, opt, qwen2, qwen3
+from twinpod.trainer.convert.layout import (
+    LOCAL,
+    TRANSFORMER_ENGINE,
+    FamilyParts,
+    Layer,
+    Naming,
+    Part,
+    Rows,
+    rotary_family,
+)
 from twinpod.trainer.place import Place
 from twinpod.trainer.shape import Family, ModelShape
 
-FAMILIES: dict[Family, Callable[[Layer], tuple[Part, ...]]] = {
-    Family.LLAMA: llama.layer_parts,
-    Family.QWEN2: qwen2.layer_parts,
-    Family.QWEN3: qwen3.layer_parts,
+FAMILIES: dict[Family, FamilyParts] = {
+    Family.LLAMA: rotary_family(llama.layer_parts),
+    Family.QWEN2: rotary_family(qwen2.layer_parts),
+    Family.QWEN3: rotary_family(qwen3.layer_parts),
+    Family.OPT: opt.PARTS,
 }
 
 
 def plan_parts(shape: ModelShape, place: Place, naming: Naming = LOCAL) -> tuple[Part, ...]:
     """Every part that the rank at `place` holds, owned or not, in the order of the model."""
+    family = FAMILIES[shape.family]
+    tokens = family.prefix + "embed_tokens.weight"
+
+    def layer(target: str, source: str) -> Layer:
+        return Layer(shape=shape, place=place, naming=naming, target=family.prefix + target, source=source)
+
     parts: list[Part] = []
     if place.first_stage:
-        parts.append(
-            _vocabulary(shape, place, "model.embed_tokens.weight", "embedding.word_embeddings.weight", owned=True)
-        )
+        parts.append(_vocabulary(shape, place, tokens, "embedding.word_embeddings.weight", owned=True))
+        parts.extend(family.start(layer("", "embedding.")))
     count = shape.layers // place.pp_size
     for local in range(count):
-        layer = Layer(
-            shape=shape,
-            place=place,
-            naming=naming,
-            target=f"model.layers.{place.pp_rank * count + local}.",
-            source=f"decoder.layers.{local}.",
-        )
-        parts.extend(FAMILIES[shape.family](layer))
+        parts.extend(family.layer(layer(f"layers.{place.pp_rank * count + local}.", f"decoder.layers.{local}.")))
     if place.last_stage:
-        tail = Layer(shape=shape, place=place, naming=naming, target="model.", source="decoder.")
-        parts.append(tail.replicated("norm.weight", "final_layernorm.weight", shape.hidden))
-        parts.extend(_output(shape, place))
+        parts.extend(family.end(layer("", "decoder.")))
+        parts.extend(_output(shape, place, tokens))
     return tuple(parts)
 
 
-def _output(shape: ModelShape, place: Place) -> Iterable[Part]:
+def _output(shape: ModelShape, place: Place, tokens: str) -> Iterable[Part]:
     if not shape.tied:
         yield _vocabulary(shape, place, "lm_head.weight", "output_layer.weight", owned=True)
     elif not place.first_stage:
-        yield _vocabulary(shape, place, "model.embed_tokens.weight", "output_layer.weight", owned=False)
+        yield _vocabulary(shape, place, tokens, "output_layer.weight", owned=False)
 
 
 def _vocabulary(shape: ModelShape, place: Place, name: str, source: str, *, owned: bool) -> Part:
