@@ -27,9 +27,8 @@ from twinpod.records.weights import ShardRecord, TensorPart, WeightVersion
 
 __all__ = ["Published", "StandbyDriver", "publish"]
 
-_CUT = {name: 0 for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "fc1", "embed_tokens", "lm_head")} | {
-    name: 1 for name in ("o_proj", "down_proj", "out_proj", "fc2")
-}
+_CUT = dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "fc1", "embed_tokens", "lm_head"), 0)
+_CUT |= dict.fromkeys(("o_proj", "down_proj", "out_proj", "fc2"), 1)
 """Module of a parameter's name -> axis along which Megatron's tensor-parallel ranks cut it."""
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")

@@ -248,14 +248,40 @@ class Conductor:
         """Books in one transaction, then etcd; snapshots that no resume will ask for are removed."""
         p = self._p
         await p.reporter.phase("commit")
-        weights = self._need_weights()
-        blank = IterationRecord(
+        digest = self._need_weights().digest
+        blank = self._record(timer, iteration, batch, len(groups), stats, snapshot)
+
+        def act(books: Books) -> IterationRecord:
+            db = books.connection
+            record = replace(
+                blank, right=read.right_share(db, groups), tokens_generated=read.generated_in(db, iteration)
+            )
+            books.commit(record, groups, digest)
+            return record
+
+        record = await p.shelf.do(act)
+        p.reporter.history([*p.reporter.done, record])
+        await asyncio.to_thread(p.committed, record)
+        await self._announce()
+        told = {"reward": record.reward, "right": record.right, "seconds": record.seconds.total}
+        log.info("iteration committed", extra={"iteration": iteration, "version": record.version, **told})
+        if snapshot:
+            earlier = (
+                Path(one.snapshot).name for one in p.reporter.done[:-1][-self._s.snapshot_every :] if one.snapshot
+            )
+            _prune(p.snapshots, {Path(snapshot).name, *earlier})
+
+    def _record(
+        self, timer: PhaseTimer, iteration: int, batch: Batch, groups: int, stats: TrainStats | None, snapshot: str
+    ) -> IterationRecord:
+        """What is known of an iteration before its transaction; `right` and `tokens_generated` are read within it."""
+        return IterationRecord(
             iteration=iteration,
             line=self._line,
             epoch=self._epoch,
-            version=weights.version,
+            version=self._need_weights().version,
             snapshot=snapshot,
-            groups=len(groups),
+            groups=groups,
             samples=len(batch.samples),
             reward=_mean([sample.reward for sample in batch.samples]),
             right=math.nan,
@@ -266,44 +292,9 @@ class Conductor:
             weights_gap=stats.weights_gap if stats else math.nan,
             stats=codec.dumps(stats) if stats else "",
             seconds=timer.seconds(),
-            committed_at=p.wall(),
+            committed_at=self._p.wall(),
             rolled_back=False,
         )
-
-        def act(books: Books) -> IterationRecord:
-            db = books.connection
-            record = replace(
-                blank, right=read.right_share(db, groups), tokens_generated=read.generated_in(db, iteration)
-            )
-            books.commit(record, groups, weights.digest)
-            return record
-
-        record = await p.shelf.do(act)
-        p.reporter.history([*p.reporter.done, record])
-        await asyncio.to_thread(p.committed, record)
-        await self._announce()
-        log.info(
-            "iteration committed",
-            extra={
-                "iteration": iteration,
-                "version": weights.version,
-                "reward": record.reward,
-                "right": record.right,
-                "seconds": record.seconds.total,
-            },
-        )
-        if snapshot:
-            _prune(
-                p.snapshots,
-                {
-                    Path(snapshot).name,
-                    *(
-                        Path(one.snapshot).name
-                        for one in p.reporter.done[:-1][-self._s.snapshot_every :]
-                        if one.snapshot
-                    ),
-                },
-            )
 
     async def _announce(self) -> None:
         weights = self._need_weights()
