@@ -4,8 +4,9 @@ PY := .venv/bin/python
 STUBS := python/twinpod/rpc/v1
 SAMPLE := manifests/samples/reverse-letters.yaml
 TESTS ?= tests/unit tests/structure tests/flow
+SURVIVAL := tests/flow/test_survival.py
 
-.PHONY: help setup demo demo-local test verify protos crds pins bench bench-rollout bench-learning soak doctor clean
+.PHONY: help setup demo demo-local test test-survival verify protos crds pins bench bench-rollout bench-learning soak doctor clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,8 +19,11 @@ demo: setup demo-local ## set up, then train the reverse-letters sample to its e
 demo-local: ## the same without set-up; resumes runs/<job> where it stopped
 	@.venv/bin/twinpod run $(SAMPLE) --local
 
-test: setup ## unit, structure and flow tests
-	@$(PY) -m pytest $(TESTS)
+test: setup ## unit, structure and flow tests (some minutes)
+	@$(PY) -m pytest $(TESTS) --ignore $(SURVIVAL)
+
+test-survival: setup ## kill -9 of every process in every phase of a real run (a quarter of an hour)
+	@$(PY) -m pytest $(SURVIVAL) -s
 
 verify: setup ## lint, format, types, import contracts, generated files current, layout
 	@PYTHON=$(PY) ./tools/verify

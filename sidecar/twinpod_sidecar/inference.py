@@ -254,6 +254,7 @@ class InferenceHalf:
             arguments = self._kind.arguments(spec)
             fork = standby.fork(arguments, settings.engine_log, settings.engine_env)
             running.forking = asyncio.get_running_loop().create_task(fork)
+            running.forking.add_done_callback(lambda task: task.cancelled() or task.exception())  # told below, or moot
             await asyncio.shield(running.forking)  # a fork under way is waited for by whoever stops the engine
             await running.engine.wait_healthy(settings.start_timeout_s)
         except TwinpodError as error:

@@ -70,6 +70,8 @@ class Standby:
         return str((await self._ask(OP_TIMEOUT_S, op="payload", manifest=str(manifest), digest=digest))["payload"])
 
     async def _ask(self, timeout_s: float, **message: Any) -> dict[str, Any]:
+        if self._reader.done():
+            raise EngineFault("the standby died", where="standby")
         number = next(self._numbers)
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer

@@ -70,6 +70,7 @@ class Hunt:
     _scene: Scene = field(init=False)
     _pids: dict[Process, int] = field(default_factory=dict)
     _looked: float = 0.0
+    _last: tuple[str, int] = ("", 0)
     _begun: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -124,17 +125,20 @@ class Hunt:
         self.say(f"{time.monotonic() - self._begun:6.1f} s  {line}")
 
     def _aim(self, process: Process, moment: Moment) -> Kill | None:
-        """One try; None when it is not the moment, or the process is not there."""
+        """One try; None when it is not the moment, or the process is not there.
+
+        Some moments last a few hundredths of a second: who is who is found out before them, whenever the phase changes
+        and every tenth of a second.
+        """
         if self.run.code() is not None:
             self._ended()
         before = self._scene.look()
-        if before.moment is not moment:
-            if time.monotonic() - self._looked > 0.2:
-                self._look_round()
-            return None
-        if process not in self._pids:
+        news, self._last = (before.phase, before.iteration) != self._last, (before.phase, before.iteration)
+        if before.moment is moment and process in self._pids and (kill := self._shoot(process, before)) is not None:
+            return kill
+        if news or process not in self._pids or time.monotonic() - self._looked > 0.1:
             self._look_round()
-        return self._shoot(process, before) if process in self._pids else None
+        return None
 
     def _kill_now(self, process: Process) -> None:
         """Whenever."""

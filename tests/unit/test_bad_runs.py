@@ -1,4 +1,4 @@
-"""What only shows when inputs are opened is refused before anything is started: one line, exit code 2, no run folder."""
+"""What only shows when inputs are opened is refused before anything starts: one line, exit code 2, no run folder."""
 
 from __future__ import annotations
 
