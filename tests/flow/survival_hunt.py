@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from tests.flow.survival_scene import Moment, Process, Run, Scene, Sight, until
+from tests.flow.survival_scene import Moment, Process, Run, Scene, Sight, engine_family, until
 
 PATIENCE_S = 300.0  # from a kill to the next commit, and to meet a target
 TRIES = 6  # of one target
@@ -70,7 +70,6 @@ class Hunt:
     _scene: Scene = field(init=False)
     _pids: dict[Process, int] = field(default_factory=dict)
     _looked: float = 0.0
-    _last: tuple[str, int] = ("", 0)
     _begun: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -127,16 +126,18 @@ class Hunt:
     def _aim(self, process: Process, moment: Moment) -> Kill | None:
         """One try; None when it is not the moment, or the process is not there.
 
-        Some moments last a few hundredths of a second: who is who is found out before them, whenever the phase changes
-        and every tenth of a second.
+        Some moments last a few hundredths of a second, and a look at all processes takes longer on a busy machine: who
+        is who is found out before them. Engines come and go, and are looked for again and again below their standby.
         """
         if self.run.code() is not None:
             self._ended()
+        if process in ENGINES and Process.STANDBY in self._pids:
+            self._pids = {who: pid for who, pid in self._pids.items() if who not in ENGINES}
+            self._pids |= engine_family(self._pids)
         before = self._scene.look()
-        news, self._last = (before.phase, before.iteration) != self._last, (before.phase, before.iteration)
-        if before.moment is moment and process in self._pids and (kill := self._shoot(process, before)) is not None:
-            return kill
-        if news or process not in self._pids or time.monotonic() - self._looked > 0.1:
+        if before.moment is moment and process in self._pids:
+            return self._shoot(process, before)
+        if (process not in self._pids and process not in ENGINES) or time.monotonic() - self._looked > 1.0:
             self._look_round()
         return None
 

@@ -217,17 +217,40 @@ def family(root: int) -> Iterator[tuple[int, int, str]]:
     line = [(root, 0)]
     while line:
         pid, parent = line.pop(0)
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            tasks = os.listdir(f"/proc/{pid}/task")
-            children = [
-                int(word) for task in tasks for word in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-            ]
-        except OSError:
-            continue  # it has just ended
-        if command:  # a dead one that nobody has reaped has none
+        if command := command_of(pid):
             yield pid, parent, command
-            line += [(child, pid) for child in children]
+            line += [(child, pid) for child in children_of(pid)]
+
+
+def command_of(pid: int) -> str:
+    """Its command line; empty when it has ended, reaped or not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
+def children_of(pid: int) -> list[int]:
+    """Of all its threads."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as children:
+                found += [int(word) for word in children.read().split()]
+    return found
+
+
+def engine_family(known: dict[Process, int]) -> dict[Process, int]:
+    """The processes of the engine that is there now, from the standby that is known: fast, as engines come and go."""
+    found: dict[Process, int] = {}
+    for engine in children_of(known.get(Process.STANDBY, 0)):
+        if command_of(engine):
+            found[Process.ENGINE] = engine
+            members = [
+                (next((who for mark, who in _BY_TITLE if mark in command_of(one)), None), one)
+                for one in children_of(engine)
+            ]
+            found |= {who: one for who, one in members if who is not None}
+    return found
 
 
 _BY_COMMAND = (

@@ -16,7 +16,7 @@ from twinpod.api.load import load_manifest
 from twinpod.records.rollout import Prompt
 from twinpod.reward.choose import choose
 from twinpod.sampling.datasets import open_dataset
-from twinpod.sampling.tokens import fill
+from twinpod.sampling.tokens import Tokenizer, fill
 
 BATCH = 64
 
@@ -30,7 +30,7 @@ def main(job_file: Path, folder: Path) -> dict[str, float]:
     job = load_manifest(job_file)
     dataset = open_dataset(job.spec.dataset, job.spec.seed)
     reward = choose(job.spec.reward, dataset.verifier)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer, reading = AutoTokenizer.from_pretrained(folder), Tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     by_length: dict[int, list[tuple[Prompt, list[int]]]] = defaultdict(list)  # equal lengths need no padding
     for number, item in enumerate(dataset.held_out, len(dataset.training)):
@@ -42,20 +42,20 @@ def main(job_file: Path, folder: Path) -> dict[str, float]:
     for entries in by_length.values():
         for start in range(0, len(entries), BATCH):
             part = entries[start : start + BATCH]
-            answers = _answers(model, tokenizer, [ids for _, ids in part], job.spec.rollout.max_tokens)
+            answers = _answers(model, reading, [ids for _, ids in part], job.spec.rollout.max_tokens)
             verdicts = [reward.score(prompt, answer) for (prompt, _), answer in zip(part, answers, strict=True)]
             right += sum(verdict.correct and not verdict.error for verdict in verdicts)
     total = len(dataset.held_out)
     return {"exactMatch": right / total if total else float("nan"), "prompts": total}
 
 
-def _answers(model: Any, tokenizer: Any, rows: list[list[int]], most: int) -> list[str]:
+def _answers(model: Any, reading: Tokenizer, rows: list[list[int]], most: int) -> list[str]:
     import torch
 
     inputs = torch.tensor(rows)
     with torch.inference_mode():
         outputs = model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=most, do_sample=False)
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in outputs[:, inputs.shape[1] :].tolist()]
+    return [reading.decode(row) for row in outputs[:, inputs.shape[1] :].tolist()]
 
 
 if __name__ == "__main__":

@@ -51,9 +51,11 @@ class Tokenizer:
         return [tuple(one.ids) for one in self._vocabulary.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids before the first that ends an answer; other special tokens are left out."""
+        """Text of the ids before the first that ends an answer. Other special tokens stand as their own text: left out,
+        a model would learn to write them for nothing (it did: most answers had a padding token somewhere).
+        """
         end = next((place for place, token in enumerate(ids) if token in self.stop_ids), len(ids))
-        return str(self._vocabulary.decode(list(ids[:end]), skip_special_tokens=True))
+        return str(self._vocabulary.decode(list(ids[:end]), skip_special_tokens=False))
 
     def missing(self, texts: Iterable[str]) -> set[str]:
         """The characters of the texts that the tokenizer cannot express."""
