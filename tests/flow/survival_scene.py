@@ -241,18 +241,18 @@ def children_of(pid: int) -> list[int]:
 
 def engine_family(known: dict[Process, int]) -> dict[Process, int]:
     """The processes of the engine that is there now, from the standby that is known: fast, as engines come and go."""
+    engines = children_of(known.get(Process.STANDBY, 0))
+    if known.get(Process.ENGINE) in engines and all(who in known for who in _ENGINES):
+        return {who: known[who] for who in _ENGINES}
     found: dict[Process, int] = {}
-    for engine in children_of(known.get(Process.STANDBY, 0)):
-        if command_of(engine):
-            found[Process.ENGINE] = engine
-            members = [
-                (next((who for mark, who in _BY_TITLE if mark in command_of(one)), None), one)
-                for one in children_of(engine)
-            ]
-            found |= {who: one for who, one in members if who is not None}
+    for engine in engines:
+        titles = {one: command_of(one) for one in children_of(engine)}
+        found[Process.ENGINE] = engine
+        found |= {who: one for one, title in titles.items() for mark, who in _BY_TITLE if mark in title}
     return found
 
 
+_ENGINES = (Process.ENGINE, Process.SCHEDULER, Process.DETOKENIZER)
 _BY_COMMAND = (
     ("-m twinpod.master", Process.MASTER),
     ("twinpod_sidecar training", Process.TRAINING_HALF),
