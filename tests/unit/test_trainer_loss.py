@@ -1,16 +1,12 @@
-"""The objective of paper.md section 5: its gradient, its masks, its baselines."""
+"""The objective of paper.md section 5: its gradient and its masks."""
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
 
 from twinpod.errors import InputError
 from twinpod.records.training import Batch, Sample
-from twinpod.trainer.baseline import advantages, log_mean_exp_baseline, mean_baseline
 from twinpod.trainer.loss import check_mask, engine_logits, policy_loss, weights_gap
 from twinpod.trainer.packing import pack, sample_weights
 
@@ -104,28 +100,6 @@ def test_mask_modes_choose_the_tokens_of_logp_and_d_alike(mask: str, in_loss: li
 def test_unknown_mask_is_refused() -> None:
     with pytest.raises(InputError, match="use one of all, current"):
         check_mask("some")
-
-
-@pytest.mark.parametrize(
-    ("rewards", "tau", "expected"),
-    [
-        ([0.0, 1.0], 0.1, 0.1 * math.log((1 + math.exp(10)) / 2)),
-        ([0.0, 1.0], 1e6, 0.5),
-        ([0.0, 1.0], 1e-6, 1.0),
-        ([0.5] * 16, 0.1, 0.5),
-        ([-1000.0, -1000.0], 0.1, -1000.0),
-    ],
-)
-def test_log_mean_exp_baseline(rewards: list[float], tau: float, expected: float) -> None:
-    assert log_mean_exp_baseline(np.asarray(rewards), tau) == pytest.approx(expected, abs=1e-5)
-
-
-def test_mean_baseline_and_advantages() -> None:
-    assert mean_baseline(np.asarray([0.0, 0.5, 1.0])) == 0.5
-    assert advantages(np.asarray([0.0, 1.0]), "mean", 0.1).tolist() == [-0.5, 0.5]
-    assert advantages(np.asarray([1.0, 1.0]), "log-mean-exp", 0.1) == pytest.approx([0.0, 0.0])
-    with pytest.raises(InputError, match="use 'mean' or 'log-mean-exp'"):
-        advantages(np.asarray([1.0]), "median", 0.1)
 
 
 def test_samples_weigh_the_mean_over_groups_of_the_mean_over_samples() -> None:

@@ -99,7 +99,6 @@ class GroupState(StrEnum):
     FINISHED = "finished"  # all terminal, rewards given, not trained yet
     TRAINED = "trained"
     DROPPED = "dropped"  # too old, or masked (judge unreachable); counted
-    ROLLED_BACK = "rolled-back"  # belonged to a line that a resume gave up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
