@@ -100,12 +100,11 @@ def _environment(folder: Path) -> Environment:
 
 
 def _tensors(job: RLJob) -> dict[str, torch.Tensor]:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(**{key: value for key, value in hf_config(job).items() if key != "torch_dtype"})
-    )
+    numbers = {key: value for key, value in hf_config(job).items() if key not in ("torch_dtype", "dtype")}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**numbers))
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 

@@ -31,7 +31,7 @@ from twinpod.records.weights import WeightVersion
 
 __all__ = ["load", "load_version", "read_manifest"]
 
-_MARKS = 256  # rows of a parameter that are marked before a load
+_MARKS = 128  # rows of a parameter that are marked before a load: one lies in each key-value head of 64 query heads
 
 
 def load(model: torch.nn.Module, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

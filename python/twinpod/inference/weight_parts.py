@@ -155,13 +155,15 @@ def _slots_in(shard: ShardRecord) -> int:
 
 def _open(shard: ShardRecord, version: int) -> Arena:
     try:
-        return Arena.open(Path(shard.path), shard.layout, _slots_in(shard))
+        arena = Arena.open(Path(shard.path), shard.layout, _slots_in(shard))
     except FileNotFoundError as error:
         raise ProtocolError(
             f"its arena {shard.path} does not exist",
             where=f"version {version}, shard {shard.layout.owner}",
             mend="fetch the version again before loading it",
         ) from error
+    arena.prefault(shard.slot)
+    return arena
 
 
 def verify(version: WeightVersion, *, threads: int = 1) -> None:
