@@ -33,15 +33,10 @@ ENGINES = (Process.ENGINE, Process.SCHEDULER, Process.DETOKENIZER)
 
 
 def exists(process: Process, moment: Moment) -> bool:
-    """Whether there is such a process then: with the life cycle Restart no engine runs while the trainer has the
-    machine, and the next one is forked while the weights are published.
+    """Whether there is such a process then. With the life cycle Restart no engine runs while the trainer has the
+    machine, and the next one is only just being forked while weights of this size are published.
     """
-    absent = (
-        (Moment.STARTING, Moment.TRAIN)
-        if process is Process.ENGINE
-        else (Moment.STARTING, Moment.TRAIN, Moment.WEIGHTS)
-    )
-    return process not in ENGINES or moment not in absent
+    return process not in ENGINES or moment not in (Moment.STARTING, Moment.TRAIN, Moment.WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +127,8 @@ class Hunt:
         if self.run.code() is not None:
             self._ended()
         if process in ENGINES and Process.STANDBY in self._pids:
-            self._pids = {who: pid for who, pid in self._pids.items() if who not in ENGINES}
-            self._pids |= engine_family(self._pids)
+            others = {who: pid for who, pid in self._pids.items() if who not in ENGINES}
+            self._pids = others | engine_family(self._pids)
         before = self._scene.look()
         if before.moment is moment and process in self._pids:
             return self._shoot(process, before)
@@ -169,15 +164,14 @@ class Hunt:
         """Remember the kill, give the command again where a person must, and wait for the recovery."""
         if kill is None:
             return
-        began, commits, epoch = time.monotonic(), self._scene.look().commits, kill.epoch
+        shot, began, commits, epoch = kill, time.monotonic(), self._scene.look().commits, kill.epoch
         if kill.process in FATAL:
             self._scene.forget()
         if kill.process in AGAIN:
             self._again()
         where = f"{kill.process} in {kill.moment or 'between'} ({kill.phase}, iteration {kill.iteration})"
         if recover:
-            wanted = commits + (2 if kill.moment in LATE and kill.process not in FATAL else 1)
-            over = until(lambda: self._ended() == "over" or self._scene.look().commits >= wanted, PATIENCE_S, 0.02)
+            over = until(lambda: self._ended() == "over" or self._recovered(shot, commits), PATIENCE_S, 0.02)
             if over is None:
                 self.trouble(f"no commit within {PATIENCE_S:.0f} s of killing {where}: {self._scene.look()}")
             kill = replace(
@@ -188,6 +182,12 @@ class Hunt:
         self.kills.append(kill)
         told = "" if kill.recovery_s is None else f", recovered in {kill.recovery_s:.1f} s"
         self._say(f"killed {where}{told}{', all pods started again' if kill.restarted else ''}")
+
+    def _recovered(self, kill: Kill, commits: int) -> bool:
+        now = self._scene.look()
+        if kill.process in FATAL:
+            return now.commit_epoch > kill.epoch
+        return now.commits > commits + (kill.moment in LATE)
 
     def _again(self) -> None:
         until(lambda: self.run.code() is not None, 30.0)

@@ -110,6 +110,7 @@ class Sight:
     epoch: int
     iteration: int
     commits: int  # id of the newest commit, rolled back ones included
+    commit_epoch: int  # of the master that made it
 
 
 def until(condition: Callable[[], T | None], within_s: float, every_s: float = 0.05) -> T | None:
@@ -138,24 +139,32 @@ class Scene:
 
     def look(self) -> Sight:
         """Where the run stands; STARTING while nobody has said anything."""
-        said, commits = self._read()
+        said, commits, commit_epoch = self._read()
         epoch, phase = int(said.get("epoch", 0)), str(said.get("phase", "start"))
         moment = MOMENTS[phase] if epoch >= self._floor else Moment.STARTING
         return Sight(
-            moment=moment, phase=phase, epoch=epoch, iteration=int(said.get("iteration", 0)), commits=int(commits)
+            moment=moment,
+            phase=phase,
+            epoch=epoch,
+            iteration=int(said.get("iteration", 0)),
+            commits=commits,
+            commit_epoch=commit_epoch,
         )
 
-    def _read(self) -> tuple[dict[str, Any], int]:
+    def _read(self) -> tuple[dict[str, Any], int, int]:
         with contextlib.suppress(sqlite3.OperationalError):
             if self._db is None and self._file.exists():
                 self._db = sqlite3.connect(f"file:{self._file}?mode=ro", uri=True, isolation_level=None, timeout=10)
             if self._db is not None:
                 row = self._db.execute(_LOOK).fetchone()
-                return json.loads(row[0] or "{}"), row[1]
-        return {}, 0
+                return json.loads(row[0] or "{}"), row[1] or 0, row[2] or 0
+        return {}, 0, 0
 
 
-_LOOK = "SELECT (SELECT value FROM meta WHERE key = 'progress'), (SELECT coalesce(max(id), 0) FROM iterations)"
+_LOOK = (
+    "SELECT (SELECT value FROM meta WHERE key = 'progress'), (SELECT max(id) FROM iterations),"
+    " (SELECT epoch FROM iterations ORDER BY id DESC LIMIT 1)"
+)
 
 
 def _die_with_parent() -> None:
