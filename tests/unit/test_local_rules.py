@@ -79,6 +79,7 @@ def test_more_iterations_in_the_same_folder_are_welcome() -> None:
 def test_a_block_with_a_taken_port_is_passed_over() -> None:
     free = choose_block([(7400,)], (2379,))
     with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an earlier test's connection may still linger
         listener.bind((pod_address(free, 0), 7400))
         listener.listen()
         assert choose_block([(7400,)], (2379,)) != free
