@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinpod.arena import ALIGNMENT, PAGE, Arena, plan_layout
-from twinpod.errors import EnvironmentFault, InputError, IntegrityError
+from twinpod.errors import InputError, IntegrityError
 from twinpod.records.weights import ShardLayout, TensorPart
 
 
@@ -86,7 +86,7 @@ def test_the_digest_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> 
 
 def test_too_small_a_memory_is_one_clear_line_and_leaves_no_file(tmp_path: Path) -> None:
     layout = plan_layout("o", [whole("huge", (1 << 30, 1 << 20))])
-    with pytest.raises(EnvironmentFault, match=r"shared memory too small: the arena needs .* MB.*sharedMemory"):
+    with pytest.raises(InputError, match=r"shared memory too small: the arena needs .* MB.*sharedMemory"):
         Arena.create(tmp_path / "x.arena", layout)
     assert list(tmp_path.iterdir()) == []
 

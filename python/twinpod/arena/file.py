@@ -14,7 +14,7 @@ import numpy.typing as npt
 import xxhash
 
 from twinpod.arena.layout import CARRIER
-from twinpod.errors import EnvironmentFault, IntegrityError
+from twinpod.errors import EnvironmentFault, InputError, IntegrityError
 from twinpod.records.weights import ShardLayout, TensorPart
 
 Bytes = npt.NDArray[np.uint8]
@@ -48,15 +48,18 @@ class Arena:
 
     @classmethod
     def create(cls, path: Path, layout: ShardLayout, slots: int = 2) -> Arena:
-        """Make the file, reserve and fault in all its pages; EnvironmentFault when shared memory is too small.
+        """Make the file, reserve and fault in all its pages.
 
+        InputError when shared memory as a whole is smaller than the arena: trying again cannot help. EnvironmentFault
+        when it is only too full.
         `posix_fallocate` is what turns a full /dev/shm into an error here instead of a SIGBUS later.
         """
         size = layout.slot_bytes * slots
         space = os.statvfs(path.parent)
         free = space.f_bavail * space.f_frsize + (path.stat().st_blocks * 512 if path.exists() else 0)
         if free < size:
-            raise EnvironmentFault(
+            kind = InputError if space.f_blocks * space.f_frsize < size else EnvironmentFault
+            raise kind(
                 f"shared memory too small: the arena needs {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
                 where=str(path.parent),
                 mend="raise spec.hybrid.sharedMemory, or free space there",
