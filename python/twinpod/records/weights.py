@@ -52,3 +52,38 @@ class WeightVersion:
     iteration: int  # iterations trained into it; 0 for the initial weights
     digest: str  # over the shards' digests, in order of owner
     shards: tuple[ShardRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardSource:
+    """Who serves one shard's bytes, beside the half that its record names."""
+
+    owner: str  # ShardLayout.owner
+    addresses: tuple[str, ...]  # host:port of halves that may have it; asked in an order that the receiver chooses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What a SERVE command asks for: a version, and who else serves its shards.
+
+    A shard is in the half's own pod when the host of its record's `address` is the half's own host: then it is mapped
+    from `path`. Any other shard is fetched, whatever its path says, because pods use the same paths.
+    """
+
+    weights: WeightVersion
+    sources: tuple[ShardSource, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRequest:
+    """Bytes of one shard of one version, asked of a half that may have them.
+
+    The digest is what identifies them: a copy that another owner published serves as well.
+    """
+
+    owner: str
+    version: int
+    digest: str
+    slot_bytes: int
+    begin: int  # bytes from the start of the slot
+    end: int  # the first byte that is not wanted
