@@ -18,7 +18,8 @@ from typing import Any
 from twinpod.api import names
 from twinpod.api.types import RLJob
 from twinpod_operator.render_containers import Manifest, Platform
-from twinpod_operator.render_pods import Attempt, hybrid_pod, master_pod
+from twinpod_operator.render_pods import hybrid_pod, master_pod
+from twinpod_operator.render_run import Attempt, device_template
 
 __all__ = ["Attempt", "Manifest", "Platform", "job_document", "render_job"]
 
@@ -98,19 +99,6 @@ def _device_template(run: Attempt) -> list[Manifest]:
     hybrid = run.job.spec.hybrid
     if not run.by_claim:
         return []
-    request = {
-        "name": names.DEVICE_CLAIM,
-        "exactly": {
-            "deviceClassName": hybrid.device_class,
-            "allocationMode": "ExactCount",
-            "count": hybrid.accelerators,
-        },
-    }
     return [
-        {
-            "apiVersion": "resource.k8s.io/v1",
-            "kind": "ResourceClaimTemplate",
-            "metadata": run.metadata(names.device_template_name(run.name)),
-            "spec": {"spec": {"devices": {"requests": [request]}}},
-        }
+        device_template(run.metadata(names.device_template_name(run.name)), hybrid.device_class, hybrid.accelerators)
     ]

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 from twinpod.api.environment import Environment, read_environment
-from twinpod.api.load import load_manifest
 from twinpod.api.model_folder import write_model_folder
+from twinpod.api.pod_view import load_job
 from twinpod.api.quantity import to_bytes
 from twinpod.api.types import RLJob
 from twinpod.coordination.etcd import EtcdStore
 from twinpod.coordination.keys import Keys
-from twinpod.errors import InputError, TwinpodError
+from twinpod.errors import TwinpodError
 from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine, server_args
 from twinpod.records.life import HalfKind, HalfStatus
 from twinpod.rpc.channel import listening_host, serve
@@ -103,9 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # one line a request otherwise
     try:
         environment = read_environment()
-        job = load_manifest(environment.job_file)
-        if not isinstance(job, RLJob):
-            raise InputError("is no RLJob", where=str(environment.job_file))
+        job = load_job(environment)
         run = run_inference if kind is HalfKind.INFERENCE else run_training
         check_shared_memory(environment.shm, to_bytes(job.spec.hybrid.shared_memory))
         environment.shm.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ class Environment:
     snapshots: Path = field(default=Path(names.SNAPSHOTS_FOLDER))
     run: Path = field(default=Path(names.RUN_FOLDER))
     shm: Path = field(default=Path(names.ARENA_FOLDER))
+    pool_file: Path | None = None  # pool.json, in a pod of a RolloutPool
 
     @property
     def model_folder(self) -> Path:
@@ -52,6 +53,7 @@ _PATHS = {
     "snapshots": "TWINPOD_SNAPSHOTS",
     "run": "TWINPOD_RUN",
     "shm": "TWINPOD_SHM",
+    "pool_file": "TWINPOD_POOL_FILE",
 }
 
 

@@ -21,6 +21,7 @@ LABEL_ROLE = f"{GROUP}/role"  # master, hybrid, rollout, sandbox
 LABEL_INDEX = f"{GROUP}/index"  # running number among the pods of a role
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_POOL = f"{GROUP}/pool"
+LABEL_POOL_UID = f"{GROUP}/pool-uid"  # on every child of a pool, beside the labels of the job that it serves
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_COMPONENT = "app.kubernetes.io/component"
@@ -46,6 +47,8 @@ RENDEZVOUS_PORT = 7420
 JOB_FOLDER = "/etc/twinpod/job"
 JOB_FILE = f"{JOB_FOLDER}/job.json"
 TLS_FOLDER = "/etc/twinpod/tls"
+POOL_FOLDER = "/etc/twinpod/pool"  # only in pods of a pool
+POOL_FILE = f"{POOL_FOLDER}/pool.json"
 ETCD_TLS_FOLDER = "/etc/twinpod/etcd"
 STATE_FOLDER = "/var/lib/twinpod/state"
 SNAPSHOTS_FOLDER = "/var/lib/twinpod/snapshots"
@@ -126,6 +129,11 @@ def hybrid_name(job: str, index: int) -> str:
     return f"{job}-hybrid-{index}"
 
 
+def rollout_name(pool: str, index: int) -> str:
+    """Stable name of a pod of a pool."""
+    return f"{pool}-rollout-{index}"
+
+
 def attempt_name(stable: str, attempt: int) -> str:
     """Name of the Kubernetes object of one attempt of a pod."""
     return f"{stable}-a{attempt}"
@@ -164,3 +172,18 @@ def snapshots_claim_name(job: str, uid: str) -> str:
 def device_template_name(job: str) -> str:
     """ResourceClaimTemplate of the job's hybrid pods."""
     return f"{job}-devices"
+
+
+def pool_config_name(pool: str) -> str:
+    """ConfigMap with pool.json."""
+    return f"{pool}-rollout"
+
+
+def pool_device_template_name(pool: str) -> str:
+    """ResourceClaimTemplate of a pool's pods."""
+    return f"{pool}-rollout-devices"
+
+
+def pool_disruption_name(pool: str) -> str:
+    """PodDisruptionBudget of a pool."""
+    return f"{pool}-rollout"

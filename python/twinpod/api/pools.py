@@ -25,8 +25,12 @@ class RolloutPoolSpec(Part):
     replicas: Replicas = 1
     accelerators: Annotated[int, Field(strict=True, ge=0, le=64)] = 0
     """Accelerators a pod; 0 runs on the CPU."""
+    sharing: Literal["Claim", "WholeNode"] = "Claim"
+    """How a pod gets its accelerators: by a DRA claim, or as `nvidia.com/gpu` of the device plug-in."""
     device_class: ObjectName = "gpu.nvidia.com"
+    """Device class of the claim."""
     shared_memory: Quantity = "1Gi"
+    """Size of the pod's /dev/shm: two slots of the model's weights."""
     priority_class_name: ObjectName | None = None
     inference: InferenceSpec = InferenceSpec()
 

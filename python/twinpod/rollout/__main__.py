@@ -12,9 +12,8 @@ from typing import Any
 import grpc.aio
 
 from twinpod.api.environment import Environment, read_environment
-from twinpod.api.load import load_manifest
-from twinpod.api.types import RLJob
-from twinpod.errors import InputError, TwinpodError
+from twinpod.api.pod_view import load_job
+from twinpod.errors import TwinpodError
 from twinpod.records.rollout import WorkResult
 from twinpod.rollout.engine_file import EngineFile
 from twinpod.rollout.ports import Pull, Pulled, Serving
@@ -84,9 +83,7 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         environment = read_environment()
-        job = load_manifest(environment.job_file)
-        if not isinstance(job, RLJob):
-            raise InputError(f"is a {job.kind}, not an RLJob", where=str(environment.job_file))
+        job = load_job(environment)
         asyncio.run(work(environment, job.spec.hybrid.inference.max_running))
     except TwinpodError as error:
         print(error, file=sys.stderr)
