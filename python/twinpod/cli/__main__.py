@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twinpod import __version__
+from twinpod.cli.target import add_target
 from twinpod.errors import TwinpodError
 
 INTERRUPTED = 130
@@ -48,16 +49,20 @@ def parser() -> argparse.ArgumentParser:
     validate = _command(commands, "validate", "check a manifest, without starting anything")
     validate.add_argument("file", type=Path, metavar="FILE", help="manifest of an RLJob, RolloutPool or SandboxPool")
     inspect = _command(commands, "inspect", "what a running or finished run did, from its database alone")
-    inspect.add_argument("folder", type=Path, metavar="DIR", help="run folder, for example runs/reverse-letters")
+    add_target(inspect)
     inspect.add_argument("--json", action="store_true", help="everything, as one JSON object")
     status = _command(commands, "status", "where a run stands now, in a few lines")
-    status.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+    add_target(status)
     logs = _command(commands, "logs", "logs of a run's processes")
-    logs.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+    add_target(logs)
     logs.add_argument(
         "pod", nargs="?", default="", metavar="POD", help="pod, or pod.container; all files are listed without it"
     )
     logs.add_argument("--lines", type=int, default=50, metavar="N", help="last lines of each file (default 50)")
+    logs.add_argument("-f", "--follow", action="store_true", help="with rlj/NAME: go on printing what comes")
+    model = _command(commands, "get-model", "fetch the trained model of a run or job, for transformers")
+    add_target(model)
+    model.add_argument("to", type=Path, metavar="OUT", help="folder to make; must not exist")
     export = _command(commands, "export", "copy the trained model of a run, as a folder that transformers opens")
     export.add_argument("folder", type=Path, metavar="DIR", help="run folder")
     export.add_argument("to", type=Path, metavar="OUT", help="folder to make; must not exist")
@@ -82,7 +87,7 @@ def _command(
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     command.add_argument("-v", "--verbose", action="store_true", help="show where in the code an error comes from")
-    command.set_defaults(module=f"twinpod.cli.{name}")
+    command.set_defaults(module=f"twinpod.cli.{name.replace('-', '_')}")
     return command
 
 

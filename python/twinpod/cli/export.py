@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from pathlib import Path
 
 from twinpod.errors import InputError
 from twinpod.local.folder import RunFolder
@@ -26,5 +27,10 @@ def execute(arguments: argparse.Namespace) -> int:
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(folder.export, part)
     part.rename(target)
-    print(f"{target}: open it with transformers.AutoModelForCausalLM.from_pretrained({str(target)!r})")
+    print(how_to_open(target))
     return 0
+
+
+def how_to_open(folder: Path) -> str:
+    """A line that says what the folder is good for."""
+    return f"{folder}: open it with transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"

@@ -1,4 +1,4 @@
-"""`twinpod inspect DIR`: what a run did, from its database alone; works while it runs and afterwards."""
+"""`twinpod inspect DIR|rlj/NAME`: what a run did, from its database alone; works while it runs and afterwards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from twinpod.cli.live import plain_line
+from twinpod.cli.target import target_of
 from twinpod.cli.words import duration, number
+from twinpod.client.cluster import ClusterJob
 from twinpod.master.inspect import inspect, to_json
 from twinpod.records.run import NamedCount, PhaseSeconds, RunReport
 
@@ -16,7 +18,11 @@ NEWEST = 10  # iterations and versions that are listed; --json has all
 
 def execute(arguments: argparse.Namespace) -> int:
     """Prints the report."""
-    report = inspect(arguments.folder)
+    target = target_of(arguments)
+    if isinstance(target, ClusterJob):
+        print(target.inspect(*(["--json"] if arguments.json else [])), end="")
+        return 0
+    report = inspect(target)
     if arguments.json:
         print(to_json(report))
     else:

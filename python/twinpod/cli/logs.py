@@ -1,19 +1,24 @@
-"""`twinpod logs DIR [POD]`: the ends of the logs of a run's processes, in one place."""
+"""`twinpod logs DIR|rlj/NAME [POD]`: the ends of the logs of a run's processes, in one place."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from twinpod.cli.target import target_of
+from twinpod.client.cluster import ClusterJob
 from twinpod.errors import InputError
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Lists the log files, or prints the ends of those that belong to a pod or container."""
-    logs = arguments.folder / "logs"
+    target = target_of(arguments)
+    if isinstance(target, ClusterJob):
+        return target.logs(arguments.pod, arguments.lines, follow=arguments.follow)
+    logs = target / "logs"
     if not logs.is_dir():
-        raise InputError("is not a run folder (it has no logs)", where=str(arguments.folder))
-    files = log_files(arguments.folder)
+        raise InputError("is not a run folder (it has no logs)", where=str(target))
+    files = log_files(target)
     if not arguments.pod:
         for name, file in files.items():
             print(f"{name:<48} {file.stat().st_size:>10} bytes  {file}")
