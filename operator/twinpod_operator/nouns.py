@@ -80,7 +80,9 @@ class PodView:
     restarts: int = 0  # of native sidecars
     template_hash: str = ""
     device_class: str = ""  # whose scheduling turn it needs; empty without devices
-    owner_uid: str = ""  # uid of the job or pool
+    owner_uid: str = ""  # uid of its controller: the pool of a rollout pod, else the job
+    job_uid: str = ""
+    ended_at: float = 0.0  # newest end of a container, of a pod that has ended
 
     @property
     def deleting(self) -> bool:
@@ -109,7 +111,7 @@ class ChildView:
     digest: str = ""  # reading.owned_digest of it as it stands
     applied: str = ""  # owned_digest of the answer to our own newest apply of `revision`; empty when not remembered
     deleting: bool = False
-    not_after: float = 0.0  # end of the certificates in a Secret of ours; 0 for others
+    renew_at: float = 0.0  # annotation names.ANNOTATION_RENEW_AT of a Secret with certificates; 0 for others
     owner_uid: str = ""
 
 
@@ -251,7 +253,9 @@ class Emit:
 class IssueCertificates:
     """Make or renew a Secret: the job's authority and its processes' certificate, or the job's etcd client certificate.
 
-    The manifest has metadata alone; who acts fills `data` and the annotation names.ANNOTATION_NOT_AFTER.
+    The manifest has metadata alone. Who acts fills `data` and two annotations: names.ANNOTATION_REVISION with
+    `reading.data_digest(data)`, so that an edited Secret is seen, and names.ANNOTATION_RENEW_AT, unix seconds at two
+    thirds of the certificates' life.
     """
 
     manifest: Manifest

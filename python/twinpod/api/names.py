@@ -12,6 +12,7 @@ GROUP = "twinpod.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 FIELD_MANAGER = "twinpod-operator"
+MANAGER_NAME = f"{GROUP}/operator"  # spec.managedBy of a job that the operator looks after
 CATEGORY = "rl"
 
 # Labels: on every child of a job, so that one selector finds them all.
@@ -33,6 +34,15 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ANNOTATION_KARPENTER = "karpenter.sh/do-not-disrupt"
+ANNOTATION_REVISION = f"{GROUP}/revision"  # digest of what we applied; of a Secret's data for certificates
+ANNOTATION_RENEW_AT = f"{GROUP}/renew-at"  # unix seconds; on Secrets with certificates
+
+# Gates, finalizers and marks
+SCHEDULING_GATE = f"{GROUP}/gang"  # ours: holds the pods of a job until all may be placed
+QUEUE_GATE = "kueue.x-k8s.io/admission"
+QUEUE_FINALIZER = "kueue.x-k8s.io/managed"
+QUEUE_STOPPED = "TerminationTarget"  # pod condition of a pod that a queueing system takes back
+FINALIZER = f"{GROUP}/etcd"  # until the job's keys in etcd are swept
 
 # Limits on names: the longest child's hostname (a label of at most 63) is NAME-hybrid-1023.
 MAX_JOB_NAME = 44
@@ -52,6 +62,7 @@ POOL_FILE = f"{POOL_FOLDER}/pool.json"
 ETCD_TLS_FOLDER = "/etc/twinpod/etcd"
 STATE_FOLDER = "/var/lib/twinpod/state"
 SNAPSHOTS_FOLDER = "/var/lib/twinpod/snapshots"
+SOURCE_FOLDER = "/var/lib/twinpod/source"  # another job's snapshots, read-only
 RUN_FOLDER = "/run/twinpod"
 SHM_FOLDER = "/dev/shm"
 ARENA_FOLDER = f"{SHM_FOLDER}/twinpod"
@@ -99,6 +110,11 @@ class Reason(StrEnum):
     CREATE_CONTAINER = "CreateContainerConfigError"
     QUOTA_REFUSED = "QuotaRefused"
     POD_SECURITY = "PodSecurityRefused"
+    ADMISSION_REFUSED = "AdmissionRefused"
+    PERMISSION_MISSING = "PermissionMissing"
+    CHILD_INVALID = "ChildInvalid"
+    NAME_TAKEN = "NameTaken"
+    NAMESPACE_TERMINATING = "NamespaceTerminating"
     DEVICE_CLASS_MISSING = "DeviceClassMissing"
     CLAIM_UNALLOCATED = "ClaimUnallocated"
     SHARED_MEMORY_TOO_SMALL = "SharedMemoryTooSmall"
@@ -112,6 +128,38 @@ class Reason(StrEnum):
     ROLLING_OUT = "RollingOut"
     SUSPENDED = "Suspended"
     COMPLETED = "Completed"
+    ADMITTED = "Admitted"
+    NO_QUEUE = "NoQueue"
+    SCHEDULED = "AllScheduled"
+    PODS_MISSING = "PodsMissing"
+    PODS_READY = "PodsReady"
+    PODS_NOT_READY = "PodsNotReady"
+    SYNCED = "Synced"
+    NOT_SYNCED = "NotSynced"
+    RUNNING = "Running"
+    NOT_SUSPENDED = "NotSuspended"
+    HEALTHY = "Healthy"
+    UNFINISHED = "Unfinished"
+    CRASHED = "ContainerCrashed"
+    INPUT_ERROR = "InputError"
+    EVICTED = "Evicted"
+    PREEMPTED = "Preempted"
+    NODE_LOST = "NodeLost"
+    POD_DELETED = "PodDeleted"
+    TERMINATING = "PodsTerminating"
+    DEVICES_NOT_RELEASED = "DevicesNotReleased"
+    SCHEDULING_DEADLINE = "SchedulingDeadlineExceeded"
+    ACTIVE_DEADLINE = "ActiveDeadlineExceeded"
+    BACKING_OFF = "BackingOff"
+    REFUSED = "ChildRefused"
+    VOLUME = "VolumeNotReady"
+    JOB_MISSING = "JobMissing"
+    JOB_FINISHED = "JobFinished"
+    JOB_SUSPENDED = "JobSuspended"
+    SCALING = "Scaling"
+    DELETING = "Deleting"
+    SWEEP_LATER = "SweepLater"
+    UNSUPPORTED = "NotSupported"
 
 
 def service_name(job: str) -> str:
