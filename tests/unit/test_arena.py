@@ -97,3 +97,15 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
         file.truncate(PAGE)
     with pytest.raises(IntegrityError, match="its layout says"):
         Arena.open(tmp_path / "x.arena", two_tensors())
+
+
+def test_an_arena_made_again_at_its_old_size_is_the_same_memory(tmp_path: Path) -> None:
+    with Arena.create(tmp_path / "x.arena", two_tensors()) as first:
+        first.slot(0)[:] = 7
+        with Arena.create(tmp_path / "x.arena", two_tensors()) as again:
+            assert again.digest(0) == first.digest(0)
+            again.slot(1)[5] = 9
+            assert first.slot(1)[5] == 9
+        with Arena.create(tmp_path / "x.arena", two_tensors(), slots=3) as larger:
+            assert larger.slot(0)[0] == 0
+            assert first.slot(0)[0] == 7

@@ -10,7 +10,7 @@ import torch
 from twinpod.errors import IntegrityError, ProtocolError
 from twinpod.inference.rehearsal import publish
 from twinpod.inference.weight_loader import load_version, read_manifest
-from twinpod.inference.weight_parts import CutTensor, WeightReader, verify
+from twinpod.inference.weight_parts import CutTensor, Mappings, WeightReader, verify
 
 
 def tensors(layers: int = 2, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -34,9 +34,10 @@ def test_whole_tensors_for_one_rank(
 ) -> None:
     wanted = tensors(dtype=dtype)
     version, _, _ = publish(tmp_path, wanted, 3, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
-    reader = WeightReader(version)
+    mappings = Mappings()
+    reader = WeightReader(version, mappings)
     found = {name: torch.empty(tensor.shape, dtype=dtype).copy_(tensor) for name, tensor in reader.tensors()}
-    reader.close()
+    mappings.close()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -45,7 +46,8 @@ def test_whole_tensors_for_one_rank(
 def test_a_range_of_a_cut_tensor(tmp_path: Path, begin: int, length: int) -> None:
     wanted = tensors()
     version, _, _ = publish(tmp_path, wanted, 1, tensor_parallel=2)
-    reader = WeightReader(version)
+    mappings = Mappings()
+    reader = WeightReader(version, mappings)
     cut = dict(reader.tensors())["lm_head.weight"]
     assert isinstance(cut, CutTensor)
     expected = wanted["lm_head.weight"]
@@ -55,16 +57,17 @@ def test_a_range_of_a_cut_tensor(tmp_path: Path, begin: int, length: int) -> Non
     assert torch.equal(cut.narrow(1, 3, 4), expected[:, 3:7])
     assert torch.equal(torch.zeros(70, 16).copy_(cut), expected)
     assert torch.equal(cut[-1], expected[-1])
-    reader.close()
+    mappings.close()
 
 
 def test_a_range_inside_one_part_is_not_copied(tmp_path: Path) -> None:
     version, _, _ = publish(tmp_path, tensors(), 1, tensor_parallel=2)
-    reader = WeightReader(version)
+    mappings = Mappings()
+    reader = WeightReader(version, mappings)
     cut = dict(reader.tensors())["model.layers.0.self_attn.o_proj.weight"]
     first, again = cut.narrow(1, 8, 8), cut.narrow(1, 10, 2)
     assert again.data_ptr() == first.data_ptr() + 2 * 4  # the same bytes of shared memory
-    reader.close()
+    mappings.close()
 
 
 def test_a_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
@@ -81,12 +84,13 @@ def test_a_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     version, _, _ = publish(tmp_path, tensors(), 5, tensor_parallel=2)
     half = replace(version, shards=version.shards[:1])
-    reader = WeightReader(half)
+    mappings = Mappings()
+    reader = WeightReader(half, mappings)
     with pytest.raises(ProtocolError, match=r"version 5, tensor .*tile \d+ of \d+"):
         dict(reader.tensors())
     Path(version.shards[1].path).unlink()
     with pytest.raises(ProtocolError, match=r"shard rehearsal/rank-1.*does not exist"):
-        WeightReader(version)
+        WeightReader(version, Mappings())
 
 
 def test_only_the_announced_manifest_is_read(tmp_path: Path) -> None:
@@ -121,3 +125,46 @@ def test_a_load_that_misses_a_parameter_fails(tmp_path: Path) -> None:
     del wanted["model.norm.weight"]
     with pytest.raises(ProtocolError, match=r"version 2: 1 parameters .*kept\.1; check that trainer and engine"):
         load_version(model, publish(tmp_path, wanted, 2)[0])
+
+
+class Taker(torch.nn.Module):
+    """Takes every tensor by its name; `misses` are left alone, `moves` get other memory."""
+
+    def __init__(self, wanted: dict[str, torch.Tensor], misses: str = "", moves: str = "") -> None:
+        super().__init__()
+        self.misses, self.moves = misses, moves
+        for name, tensor in wanted.items():
+            empty = torch.nn.Parameter(torch.zeros_like(tensor), requires_grad=False)
+            self.register_parameter(name.replace(".", "/"), empty)
+
+    def load_weights(self, found: object) -> None:
+        """As SGLang's models do."""
+        for name, tensor in found:  # type: ignore[attr-defined]
+            parameter = self.get_parameter(name.replace(".", "/"))
+            if name == self.moves:
+                parameter.data = torch.empty_like(parameter).copy_(tensor)
+            elif name != self.misses:
+                parameter.data.copy_(tensor)
+
+
+def test_arenas_stay_mapped_from_one_version_to_the_next_until_another_file_lies_there(tmp_path: Path) -> None:
+    wanted, mappings = tensors(), Mappings()
+    model = Taker(wanted, moves="model.norm.weight")
+    mapped = []
+    for number in (1, 3):
+        version, _, _ = publish(tmp_path, {name: x + number for name, x in wanted.items()}, number)
+        load_version(model, version, mappings)
+        mapped.append(mappings.arena(version.shards[0], number))
+        assert all(torch.equal(model.get_parameter(n.replace(".", "/")), x + number) for n, x in wanted.items())
+    assert mapped[0] is mapped[1]
+    (tmp_path / "rank-0.arena").unlink()
+    version, _, _ = publish(tmp_path, wanted, 5)
+    load_version(model, version, mappings)
+    assert all(torch.equal(model.get_parameter(n.replace(".", "/")), x) for n, x in wanted.items())
+
+
+def test_a_parameter_that_was_left_alone_is_named(tmp_path: Path) -> None:
+    wanted = tensors()
+    version, _, _ = publish(tmp_path, wanted, 1)
+    with pytest.raises(ProtocolError, match=r"1 parameters .* instance model/norm/weight"):
+        load_version(Taker(wanted, misses="model.norm.weight"), version)

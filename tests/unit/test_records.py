@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twinpod.errors import ProtocolError
 from twinpod.records import codec
@@ -58,6 +60,30 @@ def test_a_missing_field_is_named() -> None:
 def test_an_unknown_word_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ProtocolError, match="'finished' is not one of"):
         codec.loads(Segment, json.dumps(codec.plain(SEGMENT) | {"stop": "finished"}))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=6,
+    ),
+    st.sampled_from(["name", "shape", "axis", "nbytes", "part", "state", "tokens", "logps"]),
+)
+def test_the_quick_way_and_the_slow_way_read_the_same(value: object, field: str) -> None:
+    for record in (PART, LAYOUT, SEGMENT, STATUS):
+        content = codec.plain(record)
+        if field in content:
+            content[field] = value
+        try:
+            slow = codec._build(type(record), content, "")
+        except ProtocolError:
+            slow = None
+        try:
+            quick = codec.loads(type(record), json.dumps(content))
+        except ProtocolError:
+            quick = None
+        assert quick == slow
 
 
 @pytest.mark.parametrize(

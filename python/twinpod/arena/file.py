@@ -64,8 +64,10 @@ class Arena:
                 where=str(path.parent),
                 mend="raise spec.hybrid.sharedMemory, or free space there",
             )
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        again = path.exists() and path.stat().st_size == size
+        if not again:
+            path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_RDWR | (0 if again else os.O_CREAT | os.O_EXCL), 0o600)
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
@@ -79,7 +81,11 @@ class Arena:
             os.close(descriptor)
         arena = cls(path, layout, slots, writable=True)
         arena._map.madvise(mmap.MADV_WILLNEED)
-        arena._bytes[:: mmap.PAGESIZE] = 0
+        if again:
+            for slot in range(slots):
+                arena.prefault(slot)
+        else:
+            arena._bytes[:: mmap.PAGESIZE] = 0
         return arena
 
     @classmethod

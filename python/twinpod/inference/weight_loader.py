@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ import xxhash
 
 from twinpod.errors import IntegrityError, ProtocolError
 from twinpod.inference.names import LOADER
-from twinpod.inference.weight_parts import WeightReader
+from twinpod.inference.weight_parts import Mappings, WeightReader
 from twinpod.records.codec import loads
 from twinpod.records.weights import WeightVersion
 
 __all__ = ["load", "load_version", "read_manifest"]
 
+_MAPPINGS = Mappings()  # of this process, which SGLang owns: there is no better place between two calls of `load`
 _MARKS = 128  # rows of a parameter that are marked before a load: one lies in each key-value head of 64 query heads
 
 
@@ -42,7 +44,7 @@ def load(model: torch.nn.Module, named_tensors: Iterable[tuple[str, torch.Tensor
             f"expected one uint8 tensor that names a manifest, found {len(tensors)} tensors", where=LOADER
         )
     note = json.loads(bytes(tensors[0][1].cpu().numpy()).decode())
-    load_version(model, read_manifest(note["manifest"], note["digest"]))
+    load_version(model, read_manifest(note["manifest"], note["digest"]), _MAPPINGS)
 
 
 def read_manifest(path: str, digest: str) -> WeightVersion:
@@ -61,16 +63,22 @@ def read_manifest(path: str, digest: str) -> WeightVersion:
     return loads(WeightVersion, content.decode())
 
 
-def load_version(model: torch.nn.Module, version: WeightVersion) -> None:
-    """Give every tensor of `version` to `model.load_weights`; afterwards no parameter holds anything else."""
-    _mark(model)
-    reader = WeightReader(version)
+def load_version(model: torch.nn.Module, version: WeightVersion, mappings: Mappings | None = None) -> None:
+    """Give every tensor of `version` to `model.load_weights`; afterwards no parameter holds anything else.
+
+    `mappings`: where arenas stay mapped for the next version; without it they are let go of afterwards.
+    """
+    marks = _marks(model)
+    for mark in marks:
+        mark.rows.fill_(float("nan"))
+    kept = mappings if mappings is not None else Mappings()
     try:
         load_weights: Any = model.load_weights
-        load_weights(reader.tensors())
+        load_weights(WeightReader(version, kept).tensors())
     finally:
-        reader.close()
-    if missed := _still_marked(model):
+        if mappings is None:
+            kept.close()
+    if missed := _still_marked(marks):
         raise ProtocolError(
             f"{len(missed)} parameters of the engine were not (wholly) written, for instance {missed[0]}",
             where=f"version {version.version}",
@@ -78,25 +86,49 @@ def load_version(model: torch.nn.Module, version: WeightVersion) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mark:
+    """Elements of a parameter that are NaN before the load. `rows` is a view, to write and to read through."""
+
+    name: str
+    parameter: torch.Tensor
+    rows: torch.Tensor
+    place: int  # address of the memory that `rows` shows
+
+
+def _marks(model: torch.nn.Module) -> list[_Mark]:
+    found = []
+    for name, parameter in model.named_parameters():
+        rows = _marked_rows(parameter)
+        if rows is not None:
+            found.append(_Mark(name, parameter, rows, parameter.data_ptr()))
+    return found
+
+
 def _marked_rows(parameter: torch.Tensor) -> torch.Tensor | None:
-    """First element of up to `_MARKS` rows, evenly spread, as a view to write through; None where there is no NaN."""
+    """First element of up to `_MARKS` rows, evenly spread; None where there is no NaN."""
     if not parameter.is_floating_point() or parameter.numel() == 0:
         return None
     flat = parameter.data if parameter.dim() == 1 else parameter.data.flatten(1)[:, 0]
     return flat[:: max(1, flat.shape[0] // _MARKS)]
 
 
-def _mark(model: torch.nn.Module) -> None:
-    for parameter in model.parameters():
-        rows = _marked_rows(parameter)
-        if rows is not None:
-            rows.fill_(float("nan"))
+def _still_marked(marks: list[_Mark]) -> list[str]:
+    """Names of the parameters that hold a NaN where they were marked: one look at all, closer looks when it finds
+    one.
+    """
+    rows = [(mark.name, _rows_now(mark)) for mark in marks]
+    kinds = {(one.dtype, one.device) for _, one in rows}
+    if not any(
+        bool(torch.cat([one for _, one in rows if (one.dtype, one.device) == kind]).isnan().any()) for kind in kinds
+    ):
+        return []
+    return [name for name, one in rows if bool(one.isnan().any())]
 
 
-def _still_marked(model: torch.nn.Module) -> list[str]:
-    missed = []
-    for name, parameter in model.named_parameters():
-        rows = _marked_rows(parameter)
-        if rows is not None and bool(rows.isnan().any()):
-            missed.append(name)
-    return missed
+def _rows_now(mark: _Mark) -> torch.Tensor:
+    """The same rows after the load, also when the model has put other memory in the parameter's place."""
+    if mark.parameter.data_ptr() == mark.place:
+        return mark.rows
+    rows = _marked_rows(mark.parameter)
+    return mark.rows if rows is None else rows

@@ -21,11 +21,11 @@ from twinpod.arena.layout import ITEM_BYTES
 from twinpod.errors import IntegrityError, ProtocolError
 from twinpod.records.weights import ShardRecord, TensorPart, WeightVersion
 
-__all__ = ["CutTensor", "WeightReader", "verify"]
+__all__ = ["CutTensor", "Mappings", "WeightReader", "verify"]
 
 _TORCH = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-Place = tuple[int, int, TensorPart]
-"""Index of the shard, slot, part."""
+Place = tuple[int, TensorPart]
+"""Index of the shard, part."""
 
 
 class CutTensor(torch.Tensor):  # type: ignore[misc]  # torch is not followed by mypy here
@@ -64,12 +64,57 @@ class CutTensor(torch.Tensor):  # type: ignore[misc]  # torch is not followed by
         return func(*real, **(kwargs or {}))
 
 
-class WeightReader:
-    """The tensors of one version. Maps every shard when made; `close` unmaps (live views keep their mapping)."""
+class Mappings:
+    """Arenas that stay mapped from one load to the next, so that their pages are mapped once an engine.
 
-    def __init__(self, version: WeightVersion) -> None:
+    Invariant: at most one mapping a path, and only of the file that lies there now; `only` forgets all others.
+    """
+
+    def __init__(self) -> None:
+        self._arenas: dict[str, tuple[tuple[int, int, int], Arena]] = {}
+        self._touched: set[tuple[str, int]] = set()
+
+    def arena(self, shard: ShardRecord, version: int) -> Arena:
+        """The shard's arena, its slot's pages mapped. ProtocolError when there is none."""
+        try:
+            seen = Path(shard.path).stat()
+        except FileNotFoundError as error:
+            raise _no_arena(shard, version) from error
+        stamp = (seen.st_dev, seen.st_ino, seen.st_size)
+        known = self._arenas.get(shard.path)
+        if known is not None and known[0] == stamp and known[1].layout.slot_bytes == shard.layout.slot_bytes:
+            arena = known[1]
+        else:
+            self._forget(shard.path)
+            arena = _open(shard, version)
+            self._arenas[shard.path] = (stamp, arena)
+        if (shard.path, shard.slot) not in self._touched:
+            arena.prefault(shard.slot)
+            self._touched.add((shard.path, shard.slot))
+        return arena
+
+    def only(self, paths: set[str]) -> None:
+        """Let go of every other arena."""
+        for path in self._arenas.keys() - paths:
+            self._forget(path)
+
+    def close(self) -> None:
+        """Let go of all."""
+        self.only(set())
+
+    def _forget(self, path: str) -> None:
+        if path in self._arenas:
+            self._arenas.pop(path)[1].close()
+            self._touched = {one for one in self._touched if one[0] != path}
+
+
+class WeightReader:
+    """The tensors of one version. Maps every shard when made; views stay valid as long as their mapping."""
+
+    def __init__(self, version: WeightVersion, mappings: Mappings) -> None:
         self.version = version
-        self._arenas = [_open(shard, version.version) for shard in version.shards]
+        mappings.only({shard.path for shard in version.shards})
+        self._slots = [_tensor(mappings.arena(shard, version.version), shard.slot) for shard in version.shards]
         self._scratch = torch.empty(0, dtype=torch.uint8)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -78,37 +123,28 @@ class WeightReader:
         A tensor's content stays valid until the next one is asked for: consume it at once.
         """
         for name, places in self._by_name().items():
-            first = places[0][2]
+            first = places[0][1]
             if first.axis is None:
                 yield name, self._view(places[0])
             else:
                 yield name, self._cut(name, places, first.axis)
 
-    def close(self) -> None:
-        """Let go of all mappings."""
-        self._scratch = torch.empty(0, dtype=torch.uint8)
-        for arena in self._arenas:
-            arena.close()
-
     def _by_name(self) -> dict[str, list[Place]]:
         found: dict[str, list[Place]] = {}
         for index, shard in enumerate(self.version.shards):
             for part in shard.layout.parts:
-                found.setdefault(part.name, []).append((index, shard.slot, part))
+                found.setdefault(part.name, []).append((index, part))
         return found
 
     def _view(self, place: Place) -> torch.Tensor:
-        index, slot, part = place
-        raw = self._arenas[index].slot(slot)[part.offset : part.offset + part.nbytes]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "not writable": we only read
-            return torch.from_numpy(raw).view(_TORCH[part.dtype]).view(part.shape)
+        index, part = place
+        return self._slots[index].narrow(0, part.offset, part.nbytes).view(_TORCH[part.dtype]).view(part.shape)
 
     def _cut(self, name: str, places: list[Place], axis: int) -> CutTensor:
         """The tensor of these parts, after a look at whether they tile it."""
-        first, at = places[0][2], 0
-        places = sorted(places, key=lambda place: place[2].start)
-        for _, _, part in places:
+        first, at = places[0][1], 0
+        places = sorted(places, key=lambda place: place[1].start)
+        for _, part in places:
             agrees = (part.axis, part.full_shape, part.dtype) == (axis, first.full_shape, first.dtype)
             if not agrees or part.start != at:
                 break
@@ -128,13 +164,13 @@ class WeightReader:
     def _range(self, places: list[Place], axis: int, begin: int, end: int) -> torch.Tensor:
         met = []
         for place in places:
-            part = place[2]
+            part = place[1]
             low, high = max(begin, part.start), min(end, part.start + part.shape[axis])
             if low < high:
                 met.append((low, self._view(place).narrow(axis, low - part.start, high - low)))
         if len(met) == 1:
             return met[0][1]
-        first = places[0][2]
+        first = places[0][1]
         shape = list(first.full_shape)
         shape[axis] = end - begin
         joined = self._buffer(math.prod(shape) * ITEM_BYTES[first.dtype]).view(_TORCH[first.dtype]).view(shape)
@@ -155,15 +191,24 @@ def _slots_in(shard: ShardRecord) -> int:
 
 def _open(shard: ShardRecord, version: int) -> Arena:
     try:
-        arena = Arena.open(Path(shard.path), shard.layout, _slots_in(shard))
+        return Arena.open(Path(shard.path), shard.layout, _slots_in(shard))
     except FileNotFoundError as error:
-        raise ProtocolError(
-            f"its arena {shard.path} does not exist",
-            where=f"version {version}, shard {shard.layout.owner}",
-            mend="fetch the version again before loading it",
-        ) from error
-    arena.prefault(shard.slot)
-    return arena
+        raise _no_arena(shard, version) from error
+
+
+def _no_arena(shard: ShardRecord, version: int) -> ProtocolError:
+    return ProtocolError(
+        f"its arena {shard.path} does not exist",
+        where=f"version {version}, shard {shard.layout.owner}",
+        mend="fetch the version again before loading it",
+    )
+
+
+def _tensor(arena: Arena, slot: int) -> torch.Tensor:
+    """A slot's bytes, no copy."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "not writable": we only read
+        return torch.from_numpy(arena.slot(slot))
 
 
 def verify(version: WeightVersion, *, threads: int = 1) -> None:
