@@ -23,12 +23,22 @@ LABEL_INDEX = f"{GROUP}/index"  # running number among the pods of a role
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_POOL = f"{GROUP}/pool"
 LABEL_POOL_UID = f"{GROUP}/pool-uid"  # on every child of a pool, beside the labels of the job that it serves
+LABEL_DEVICE_CLASS = f"{GROUP}/device-class"  # on pods behind our gate: whose turn they wait for
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
 MANAGED_BY = "twinpod"
+GANG_GATE = f"{GROUP}/gang"  # scheduling gate of a job's pods; the operator takes it away when it is the job's turn
+
+# Kueue's plain pods and pod groups, as its reference of labels and annotations names them. Kueue's webhook adds its own
+# scheduling gate and the label kueue.x-k8s.io/managed.
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+QUEUE_GROUP_LABEL = "kueue.x-k8s.io/pod-group-name"
+QUEUE_GROUP_COUNT = "kueue.x-k8s.io/pod-group-total-count"  # annotation
+QUEUE_RETRIABLE = "kueue.x-k8s.io/retriable-in-group"  # annotation; "false" ends a group once its pods have ended
+QUEUE_GATE = "kueue.x-k8s.io/admission"  # scheduling gate that Kueue sets and takes away
+QUEUE_FINALIZER = "kueue.x-k8s.io/managed"  # on pods of a group until they are replaced or the group has ended
 
 # Annotations
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
@@ -44,6 +54,8 @@ QUEUE_FINALIZER = "kueue.x-k8s.io/managed"
 QUEUE_STOPPED = "TerminationTarget"  # pod condition of a pod that a queueing system takes back
 FINALIZER = f"{GROUP}/etcd"  # until the job's keys in etcd are swept
 
+EXIT_INPUT = 2  # exit code of a process whose input is wrong: no restart can mend that
+
 # Limits on names: the longest child's hostname (a label of at most 63) is NAME-hybrid-1023.
 MAX_JOB_NAME = 44
 
@@ -52,6 +64,8 @@ MASTER_PORT, TRAINING_PORT, INFERENCE_PORT = 7400, 7401, 7402
 MASTER_HEALTH_PORT, TRAINING_HEALTH_PORT, INFERENCE_HEALTH_PORT = 7410, 7411, 7412
 HEALTH_PATH = "/healthz"
 RENDEZVOUS_PORT = 7420
+SANDBOX_PORT = 7430
+ETCD_PORT, ETCD_PEER_PORT = 2379, 2380
 
 # Folders and files in a container
 JOB_FOLDER = "/etc/twinpod/job"
@@ -220,6 +234,26 @@ def snapshots_claim_name(job: str, uid: str) -> str:
 def device_template_name(job: str) -> str:
     """ResourceClaimTemplate of the job's hybrid pods."""
     return f"{job}-devices"
+
+
+def service_account_name(job: str) -> str:
+    """ServiceAccount of the job's pods; it may do nothing."""
+    return job
+
+
+def disruption_name(job: str) -> str:
+    """PodDisruptionBudget of the master and hybrid pods."""
+    return job
+
+
+def network_policy_name(job: str, role: Role) -> str:
+    """NetworkPolicy of the pods of a role."""
+    return f"{job}-{role.value}"
+
+
+def queue_group_name(job: str, uid: str) -> str:
+    """Kueue's pod group of a job: the same for all its attempts, as replacements join the group of what they replace."""
+    return f"{job}-{uid[:8]}"
 
 
 def pool_config_name(pool: str) -> str:
