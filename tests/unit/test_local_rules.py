@@ -11,8 +11,8 @@ from twinpod.api.load import load_manifest
 from twinpod.errors import EnvironmentFault, InputError
 from twinpod.local.addresses import choose_block, hosts_file, pod_address
 from twinpod.local.folder import RunFolder, refuse_difference
-from twinpod.local.pods import Outcome, how_it_ended
-from twinpod.local.supervisor import Verdict, decide
+from twinpod.local.pods import how_it_ended
+from twinpod.records.verdict import Outcome, Verdict, decide
 
 KILLED = "was killed (SIGKILL: kill -9, or the machine ran out of memory)"
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests/samples/reverse-letters.yaml"

@@ -21,7 +21,7 @@ from twinpod.errors import InputError
 from twinpod.local import Launcher
 from twinpod.local.folder import RunFolder, refuse_difference
 from twinpod.local.isolation import isolate
-from twinpod.local.supervisor import Verdict
+from twinpod.records.verdict import Verdict
 
 
 def execute(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ Theory of operation. `twinpod run FILE --local` starts the very pods that the op
 2. `twinpod_operator.render` makes the manifests; `manifest` reads them into a plan and refuses what it cannot honour.
 3. Every pod gets an address in 127/8 (`addresses`), every container its mounts and a hosts file (`mounts`), every
    process certificates of this start's authorities (`identities`).
-4. `pods` leads each pod as the kubelet does; `supervisor` decides, as JobSet does, what a failed pod means for the job.
+4. `pods` leads each pod as the kubelet does; `records.verdict` decides, as for the operator, what a failed pod means for the job.
 5. Whatever ends this, nothing stays: signals end pods within their grace, `kill -9` of front or launcher ends all.
 
 State is in the run folder only (`folder`), so the same command goes on where it stopped.
@@ -36,9 +36,9 @@ from twinpod.local.folder import RunFolder, write_whole
 from twinpod.local.identities import write_identities
 from twinpod.local.mounts import Volumes, check_memory, needed_paths
 from twinpod.local.plan import Pod
-from twinpod.local.pods import Outcome, Place, PodRun
+from twinpod.local.pods import Place, PodRun
 from twinpod.local.rendering import ETCD_NAME, Rendered, render_locally
-from twinpod.local.supervisor import Decision, Verdict, decide
+from twinpod.records.verdict import Decision, Outcome, Verdict, decide
 
 LEAVE_S = 30.0  # for the other pods to end by themselves after the master has
 

@@ -23,19 +23,11 @@ from twinpod.local.mounts import Volumes
 from twinpod.local.plan import Container, Pod
 from twinpod.local.probes import until_failed, until_passed
 from twinpod.local.processes import Process, start_isolated
+from twinpod.records.verdict import Outcome
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 AFTER_A_GOOD_END_S = 10.0  # the kubelet's own first pause
 MOST_STARTS_WITHOUT_SUCCESS = 5  # of a sidecar; Kubernetes would go on for ever, a person at a terminal wants to know
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a pod ended. `code` is the first container's that did not end with 0, else 0."""
-
-    pod: str
-    code: int
-    reason: str  # one line for a person; empty when it succeeded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

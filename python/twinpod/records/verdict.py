@@ -1,4 +1,4 @@
-"""The job above its pods: a failed pod ends all of them, and all start again, until the restarts are used up. Pure."""
+"""What ended pods mean for a job: local mode and the operator decide by the same function. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from twinpod.local.pods import Outcome
-
 INPUT_ERROR = 2  # exit code that a restart cannot mend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a pod ended. `code` is the first container's that did not end with 0, else 0."""
+
+    pod: str
+    code: int
+    reason: str  # one line for a person; empty when it succeeded
 
 
 class Verdict(StrEnum):
