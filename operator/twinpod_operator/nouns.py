@@ -52,6 +52,7 @@ class ContainerEnd:
     """A container that has ended, or the newest end of one that was started again."""
 
     container: str
+    sidecar: bool  # a native one, which the kubelet starts again; its end never ends the pod
     code: int
     signal: int  # 0 when it exited by itself
     reason: str  # the kubelet's: OOMKilled, Error, Completed
@@ -225,6 +226,16 @@ class Ungate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Set one annotation of a pod that lives already, by merge patch; 'not found' is no error."""
+
+    name: str
+    uid: str
+    annotation: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """Delete the keys of a job that is gone from etcd, and its etcd user; repeated safely."""
 
@@ -264,7 +275,7 @@ class IssueCertificates:
     hosts: tuple[str, ...]  # DNS names of the job's processes
 
 
-Action = Create | Apply | Delete | Ungate | Sweep | SetFinalizers | Emit | IssueCertificates
+Action = Create | Apply | Delete | Ungate | Mark | Sweep | SetFinalizers | Emit | IssueCertificates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,10 +118,12 @@ def event_finding(raw: Manifest) -> Finding | None:
 def _reasons(
     status: Manifest, conditions: dict[str, Any], ends: tuple[ContainerEnd, ...], scheduled: bool
 ) -> Iterator[Finding]:
-    """Worst first: how it ended, what a container waits for, why it has no node."""
+    """Worst first: what was done to it, how it ended, what a container waits for, why it has no node."""
+    if status.get("phase") == "Succeeded":
+        return
+    yield from pod_finding(status, conditions)
     for end in ends:
         yield from end_finding(end)
-    yield from pod_finding(status, conditions)
     for item in _statuses(status):
         yield from waiting_finding(item)
     if not scheduled:
@@ -143,7 +145,7 @@ def _fault(
         return Fault.QUEUE
     if _true(conditions.get("DisruptionTarget")):
         return Fault.INFRASTRUCTURE
-    crashed = any(end.code != 0 for end in ends)
+    crashed = any(end.code != 0 and not end.sidecar for end in ends)
     if failed and crashed and (not asked or last_end < asked):
         return Fault.APPLICATION
     if failed and status.get("reason") == "Evicted" and "exceed" in str(status.get("message")):
@@ -164,11 +166,13 @@ def _terminated(status: Manifest) -> Iterator[Manifest]:
 
 def _ends(status: Manifest) -> Iterator[ContainerEnd]:
     """How containers ended: plain ones first; a sidecar that the kubelet starts again, by its newest end."""
+    plain = {item["name"] for item in status.get("containerStatuses") or ()}
     for item in _statuses(status):
         ended = (item.get("state") or {}).get("terminated") or (item.get("lastState") or {}).get("terminated")
         if ended:
             yield ContainerEnd(
                 container=item["name"],
+                sidecar=item["name"] not in plain,
                 code=int(ended.get("exitCode", 0)),
                 signal=int(ended.get("signal") or 0),
                 reason=ended.get("reason", ""),

@@ -51,10 +51,17 @@ ANNOTATION_RENEW_AT = f"{GROUP}/renew-at"  # unix seconds; on Secrets with certi
 SCHEDULING_GATE = f"{GROUP}/gang"  # ours: holds the pods of a job until all may be placed
 QUEUE_GATE = "kueue.x-k8s.io/admission"
 QUEUE_FINALIZER = "kueue.x-k8s.io/managed"
+QUEUE_RETRIABLE = "kueue.x-k8s.io/retriable-in-group"  # annotation; "false" ends a pod group
 QUEUE_STOPPED = "TerminationTarget"  # pod condition of a pod that a queueing system takes back
 FINALIZER = f"{GROUP}/etcd"  # until the job's keys in etcd are swept
 
 EXIT_INPUT = 2  # exit code of a process whose input is wrong: no restart can mend that
+
+# The platform's own objects, in the operator's namespace
+ETCD_AUTHORITY = f"{MANAGED_BY}-etcd-ca"  # Secret: CA of etcd's server and of its clients, with its key
+ETCD_SERVER = f"{MANAGED_BY}-etcd-server"  # Secret: certificate of etcd's members
+ETCD_CLIENT = f"{MANAGED_BY}-etcd-client"  # Secret: certificate of etcd's root, for backups and people
+LEASE = f"{MANAGED_BY}-operator"
 
 # Limits on names: the longest child's hostname (a label of at most 63) is NAME-hybrid-1023.
 MAX_JOB_NAME = 44
@@ -221,6 +228,16 @@ def etcd_tls_name(job: str) -> str:
     return f"{job}-etcd"
 
 
+def job_authority_name(job: str) -> str:
+    """Secret with the key of the job's CA; mounted by nobody."""
+    return f"{job}-ca"
+
+
+def etcd_user(uid: str) -> str:
+    """User and role of a job in the platform's etcd; common name of its client certificate."""
+    return f"job-{uid}"
+
+
 def state_claim_name(job: str, uid: str) -> str:
     """Volume claim of the master's database; by uid, so that a later job of the same name never adopts old state."""
     return f"{job}-state-{uid[:8]}"
@@ -252,7 +269,7 @@ def network_policy_name(job: str, role: Role) -> str:
 
 
 def queue_group_name(job: str, uid: str) -> str:
-    """Kueue's pod group of a job: the same for all its attempts, as replacements join the group of what they replace."""
+    """Kueue's pod group of a job: the same for all attempts, as replacements join the group of what they replace."""
     return f"{job}-{uid[:8]}"
 
 
