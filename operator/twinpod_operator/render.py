@@ -2,6 +2,9 @@
 
     render_job ─┬─ ConfigMap            job.json: the job with its defaults filled in
                 ├─ Service              headless; names of pods before they are ready
+                ├─ ServiceAccount       of the pods; it may do nothing, and no token is mounted
+                ├─ NetworkPolicy        one a role, from `network.TABLE`
+                ├─ PodDisruptionBudget  a drain waits until the job is suspended
                 ├─ PersistentVolumeClaim  state, snapshots (unless existing or a URL)
                 ├─ ResourceClaimTemplate  only with accelerators shared by claim
                 ├─ Pod NAME-master-aN
@@ -17,6 +20,7 @@ from typing import Any
 
 from twinpod.api import names
 from twinpod.api.types import RLJob
+from twinpod_operator.network import job_policies
 from twinpod_operator.render_containers import Manifest, Platform
 from twinpod_operator.render_pods import hybrid_pod, master_pod
 from twinpod_operator.render_run import Attempt, device_template
@@ -28,7 +32,8 @@ def render_job(job: RLJob, *, platform: Platform, uid: str, attempt: int) -> lis
     """Every manifest of one attempt, in the order in which they are to be created."""
     run = Attempt(job=job, platform=platform, uid=uid, number=attempt)
     pods = [master_pod(run), *(hybrid_pod(run, index) for index in range(job.spec.hybrid.replicas))]
-    return [_config(run), _service(run), *_claims(run), *_device_template(run), *pods]
+    around = [_config(run), _service(run), _account(run), *job_policies(run), _disruption(run)]
+    return [*around, *_claims(run), *_device_template(run), *pods]
 
 
 def job_document(job: RLJob) -> str:
@@ -54,6 +59,8 @@ def _config(run: Attempt) -> Manifest:
 
 def _service(run: Attempt) -> Manifest:
     ports = {"master": names.MASTER_PORT, "training": names.TRAINING_PORT, "inference": names.INFERENCE_PORT}
+    if run.job.spec.hybrid.replicas > 1:
+        ports["rendezvous"] = names.RENDEZVOUS_PORT
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -65,6 +72,38 @@ def _service(run: Attempt) -> Manifest:
             "ports": [
                 {"name": name, "port": port, "targetPort": port, "protocol": "TCP"} for name, port in ports.items()
             ],
+        },
+    }
+
+
+def _account(run: Attempt) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": run.metadata(names.service_account_name(run.name)),
+        "automountServiceAccountToken": False,
+    }
+
+
+def _disruption(run: Attempt) -> Manifest:
+    """Hybrid pods have no scale subresource, so the number is a whole one: every pod of the job is needed."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": run.metadata(names.disruption_name(run.name)),
+        "spec": {
+            "minAvailable": 1 + run.job.spec.hybrid.replicas,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {
+                "matchLabels": {names.LABEL_JOB_UID: run.uid},
+                "matchExpressions": [
+                    {
+                        "key": names.LABEL_ROLE,
+                        "operator": "In",
+                        "values": [names.Role.HYBRID.value, names.Role.MASTER.value],
+                    }
+                ],
+            },
         },
     }
 

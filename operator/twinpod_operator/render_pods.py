@@ -38,15 +38,15 @@ def master_pod(run: Attempt) -> Manifest:
         ),
         health=names.MASTER_HEALTH_PORT,
         mounts=(
-            *common_mounts(names.CONTAINER_MASTER),
+            *common_mounts(run, names.CONTAINER_MASTER),
             mount("state", names.STATE_FOLDER),
             mount("snapshots", names.SNAPSHOTS_FOLDER),
         ),
         environment=run.environment(pod),
-        resources={"requests": {"cpu": "250m", "memory": "512Mi"}},
+        resources=resources(run.job.spec.master.resources),
     )
     spec = {
-        **common_spec(run, pod, run.job.spec.hybrid.priority_class_name),
+        **common_spec(run, pod, run.job.spec.priority_class_name),
         "tolerations": tolerations(accelerators=False),
         "containers": [container(shape, run.platform)],
         "volumes": [
@@ -62,7 +62,7 @@ def hybrid_pod(run: Attempt, index: int) -> Manifest:
     """Trainer and engine on the same accelerators: the engine's half first, as a native sidecar."""
     pod, hybrid = names.hybrid_name(run.name, index), run.job.spec.hybrid
     spec = {
-        **common_spec(run, pod, run.job.spec.hybrid.priority_class_name),
+        **common_spec(run, pod, run.job.spec.priority_class_name),
         "tolerations": tolerations(accelerators=hybrid.accelerators > 0),
         "initContainers": [{**container(_inference(run, pod), run.platform), "restartPolicy": "Always"}],
         "containers": [container(_trainer(run, pod), run.platform)],
@@ -99,7 +99,7 @@ def _trainer(run: Attempt, pod: str) -> Shape:
         ),
         health=names.TRAINING_HEALTH_PORT,
         mounts=(
-            *common_mounts(names.CONTAINER_TRAINER),
+            *common_mounts(run, names.CONTAINER_TRAINER),
             mount("shm", names.SHM_FOLDER),
             mount("snapshots", names.SNAPSHOTS_FOLDER),
         ),
@@ -140,7 +140,7 @@ def inference_shape(
         ),
         health=names.INFERENCE_HEALTH_PORT,
         mounts=(
-            *common_mounts(names.CONTAINER_INFERENCE),
+            *common_mounts(run, names.CONTAINER_INFERENCE),
             mount("shm", names.SHM_FOLDER),
             mount("snapshots", names.SNAPSHOTS_FOLDER, read_only=True),
             *mounts,
@@ -151,8 +151,17 @@ def inference_shape(
 
 
 def _pod(run: Attempt, stable: str, role: names.Role, index: int, spec: Manifest) -> Manifest:
+    patch = run.job.spec.master.pod_patch if role is names.Role.MASTER else run.job.spec.hybrid.pod_patch
     labels = pod_labels(role, index, run.number)
-    return finished_pod(run.metadata(names.attempt_name(stable, run.number), labels), spec)
+    annotations: dict[str, str] = {}
+    if run.queue:
+        labels |= {names.QUEUE_LABEL: run.queue, names.QUEUE_GROUP_LABEL: names.queue_group_name(run.name, run.uid)}
+        annotations[names.QUEUE_GROUP_COUNT] = str(1 + run.job.spec.hybrid.replicas)
+    else:
+        spec["schedulingGates"] = [{"name": names.GANG_GATE}]
+    metadata = run.metadata(names.attempt_name(stable, run.number), labels)
+    metadata["annotations"] = annotations
+    return finished_pod(metadata, spec, patch)
 
 
 def pod_labels(role: names.Role, index: int, attempt: int) -> dict[str, str]:

@@ -1,13 +1,14 @@
-"""From a RolloutPool and the job that it serves to plain manifests. Pure; the operator applies them, local mode executes.
+"""From a RolloutPool and the job that it serves to plain manifests. Pure; the operator applies, local mode executes.
 
     render_pool ─┬─ ConfigMap              pool.json: the pool with its defaults filled in
                  ├─ PodDisruptionBudget    a drain takes half of the pods at a time
                  ├─ ResourceClaimTemplate  only with accelerators by claim
                  └─ Pod POOL-rollout-I-aN  one a replica
 
-A pool's pods mount the job's ConfigMap, Secrets and snapshots and carry the job's labels, so the job's headless Service
-names them; the pool owns them, so they go with it. They have one plain container, the inference half, whose engine stays
-up (`api.pod_view` reads pool.json). Each pod has its own attempt: one that is lost is replaced without the others.
+A pool's pods mount the job's ConfigMap, Secrets and snapshots and carry the job's labels, so the job's headless
+Service names them; the pool owns them, so they go with it. They have one plain container, the inference half, whose
+engine stays up (`api.pod_view` reads pool.json). Each pod has its own attempt: one that is lost is replaced without the
+others, and none waits behind our scheduling gate.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ class PoolRun:
     def by_plugin(self) -> bool:
         """True when accelerators are asked for as a resource of the device plug-in."""
         return self.pool.spec.accelerators > 0 and self.pool.spec.sharing == "WholeNode"
+
+    @property
+    def queue(self) -> str:
+        """Local queue of Kueue of each pod: the pool's, or else the job's."""
+        return self.pool.metadata.labels.get(names.QUEUE_LABEL, self.run.queue)
 
     @property
     def selector(self) -> dict[str, str]:
@@ -148,8 +154,10 @@ def _pod(own: PoolRun, index: int, attempt: int) -> Manifest:
     if own.by_claim:
         template = names.pool_device_template_name(own.name)
         spec["resourceClaims"] = [{"name": names.DEVICE_CLAIM, "resourceClaimTemplateName": template}]
-    metadata = own.metadata(names.attempt_name(pod, attempt), pod_labels(names.Role.ROLLOUT, index, attempt))
-    return finished_pod(metadata, spec)
+    labels = pod_labels(names.Role.ROLLOUT, index, attempt)
+    if own.queue:
+        labels[names.QUEUE_LABEL] = own.queue  # alone: each pod is admitted by itself
+    return finished_pod(own.metadata(names.attempt_name(pod, attempt), labels), spec, pool.pod_patch)
 
 
 def _inference(own: PoolRun, pod: str) -> Shape:

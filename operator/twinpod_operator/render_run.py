@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from twinpod.api import names
+from twinpod.api.patch import PodPatch
 from twinpod.api.types import RLJob
+from twinpod_operator.pod_patch import patched
 from twinpod_operator.render_containers import Manifest, Platform, mount, pod_security
 
 
@@ -54,6 +56,11 @@ class Attempt:
     def snapshots_claim(self) -> str:
         """Claim of snapshots and exports; of no use with a URL."""
         return self.job.spec.storage.snapshots.existing_claim or names.snapshots_claim_name(self.name, self.uid)
+
+    @property
+    def queue(self) -> str:
+        """Local queue of Kueue that the job's pods wait in; empty when the job has no queue label."""
+        return self.job.metadata.labels.get(names.QUEUE_LABEL, "")
 
     def metadata(self, name: str, labels: dict[str, str] | None = None, *, owned: bool = True) -> Manifest:
         """Metadata of a child: labels that select it, and the job as its controller."""
@@ -102,25 +109,31 @@ def owner(kind: str, name: str, uid: str) -> Manifest:
     return {**reference, "controller": True, "blockOwnerDeletion": True}
 
 
-def common_mounts(name: str) -> tuple[Manifest, ...]:
-    """What every container has: configuration, certificates, scratch. `name`: the container's."""
+def common_mounts(run: Attempt, name: str) -> tuple[Manifest, ...]:
+    """Configuration, certificates, scratch and, when given, the source of the weights. `name`: the container's."""
     return (
         mount("job", names.JOB_FOLDER, read_only=True),
         mount("tls", names.TLS_FOLDER, read_only=True),
         mount("etcd-tls", names.ETCD_TLS_FOLDER, read_only=True),
         mount("run", names.RUN_FOLDER),
         mount(f"tmp-{name}", names.TEMPORARY_FOLDER),
+        *((mount("source", names.SOURCE_FOLDER, read_only=True),) if run.job.spec.model.from_snapshot else ()),
     )
 
 
 def common_volumes(run: Attempt, containers: tuple[str, ...]) -> list[Manifest]:
-    """Configuration, certificates, scratch; secrets can be read by the pod's group alone."""
+    """The volumes of `common_mounts`; secrets can be read by the pod's group alone."""
+    start = run.job.spec.model.from_snapshot
+    source = (
+        {"name": "source", "persistentVolumeClaim": {"claimName": start.claim, "readOnly": True}} if start else None
+    )
     return [
         {"name": "job", "configMap": {"name": names.job_config_name(run.name)}},
         {"name": "tls", "secret": {"secretName": names.job_tls_name(run.name), "defaultMode": 0o440}},
         {"name": "etcd-tls", "secret": {"secretName": names.etcd_tls_name(run.name), "defaultMode": 0o440}},
         {"name": "run", "emptyDir": {}},
         *({"name": f"tmp-{name}", "emptyDir": {}} for name in containers),
+        *([source] if source else ()),
     ]
 
 
@@ -138,6 +151,7 @@ def common_spec(run: Attempt, pod: str, priority_class: str | None) -> Manifest:
         "hostname": pod,
         "subdomain": names.service_name(run.name),
         "enableServiceLinks": False,
+        "serviceAccountName": names.service_account_name(run.name),
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": run.platform.grace_s,
         "securityContext": pod_security(),
@@ -163,15 +177,19 @@ def device_template(metadata: Manifest, device_class: str, count: int) -> Manife
     }
 
 
-def finished_pod(metadata: Manifest, spec: Manifest) -> Manifest:
-    """A pod of its metadata and spec, with the annotations that every pod has."""
-    metadata["annotations"] = {
-        names.ANNOTATION_SAFE_TO_EVICT: "false",
-        names.ANNOTATION_KARPENTER: "true",
-        names.ANNOTATION_TEMPLATE_HASH: template_hash(spec),
-        **metadata.get("annotations", {}),
+def finished_pod(metadata: Manifest, spec: Manifest, patch: PodPatch | None) -> Manifest:
+    """A pod of its metadata and spec: with the person's patch, and the annotations that every pod has."""
+    annotations = {names.ANNOTATION_SAFE_TO_EVICT: "false", names.ANNOTATION_KARPENTER: "true"}
+    pod: Manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**metadata, "annotations": {**annotations, **metadata.get("annotations", {})}},
+        "spec": spec,
     }
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    if patch is not None:
+        pod = patched(pod, patch)
+    pod["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH] = template_hash(pod["spec"])
+    return pod
 
 
 def template_hash(spec: dict[str, Any]) -> str:

@@ -157,7 +157,11 @@ BAD_JOBS: list[tuple[str, Any, str]] = [
     (
         "spec.model.from",
         "/models/x",
-        "spec.model: must have exactly one of config (random weights) and from (a Hugging Face folder)",
+        (
+            "spec.model: must have exactly one of config (random weights), from (a Hugging Face folder) and"
+            " fromSnapshot (another job's volume); config may stand beside fromSnapshot, as the shape of a snapshot"
+            " that is no export"
+        ),
     ),
     (
         "spec.model.tokenizer",

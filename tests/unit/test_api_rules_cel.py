@@ -46,7 +46,13 @@ CHANGES: list[tuple[str, Any]] = [
     ("spec.hybrid.accelerators", 1),
     ("spec.hybrid.lifeCycle", "Keep"),
     ("spec.hybrid.runtimeClass", "nvidia"),
+    ("spec.hybrid.lifeCycle", "Sleep"),
     ("spec.storage.snapshots.url", "not a url"),
+    ("spec.failurePolicy.backoffSeconds", 301),
+    ("spec.hybrid.podPatch", {"spec": {"containers": [{"name": "trainer"}]}}),
+    ("spec.hybrid.podPatch", {"spec": {"containers": [{"name": "master"}]}}),
+    ("spec.master.podPatch", {"spec": {"containers": [{"name": "master"}]}}),
+    ("spec.master.podPatch", {"spec": {"containers": [{"name": "trainer"}]}}),
     ("spec.storage.snapshots", {"url": "s3://b/x", "existingClaim": "c"}),
 ]
 
@@ -71,6 +77,11 @@ COMBINED: list[tuple[tuple[str, Any], ...]] = [
         ("spec.hybrid.accelerators", 1),
     ),
     (("spec.hybrid.trainer.dataParallel", 2), ("spec.hybrid.accelerators", 1)),
+    (("spec.rollout.segmentTokens", 2), ("spec.rollout.maxSegmentAge", 1)),
+    (("spec.rollout.segmentTokens", 2), ("spec.rollout.maxSegmentAge", 2)),
+    (("spec.model.config", GONE), ("spec.model.fromSnapshot", {"claim": "c", "folder": "export"})),
+    (("spec.model.fromSnapshot", {"claim": "c", "folder": "iteration-1"}),),
+    (("spec.model.from", "/m"), ("spec.model.fromSnapshot", {"claim": "c", "folder": "export"})),
 ]
 
 

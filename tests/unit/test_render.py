@@ -56,6 +56,11 @@ def test_a_job_gives_these_objects() -> None:
     assert list(rendered(job_with(), attempt=3)) == [
         ("ConfigMap", "reverse-letters-job"),
         ("Service", "reverse-letters"),
+        ("ServiceAccount", "reverse-letters"),
+        ("NetworkPolicy", "reverse-letters-master"),
+        ("NetworkPolicy", "reverse-letters-hybrid"),
+        ("NetworkPolicy", "reverse-letters-rollout"),
+        ("PodDisruptionBudget", "reverse-letters"),
         ("PersistentVolumeClaim", "reverse-letters-state-3f2a1b4c"),
         ("PersistentVolumeClaim", "reverse-letters-snapshots-3f2a1b4c"),
         ("Pod", "reverse-letters-master-a3"),

@@ -92,6 +92,11 @@ Settings = Annotated[
 ]
 """Free-form settings handed to a data set or reward function as keyword arguments."""
 
+ManagerName = Annotated[
+    str, Field(strict=True, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*)$")
+]
+"""A controller's name, a path below its domain."""
+
 
 def derived(text: str, default: Any = 0) -> Any:
     """A field that a validator fills from others when it is left out; the CRD gives it no default."""

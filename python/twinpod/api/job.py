@@ -11,12 +11,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from twinpod.api import names
 from twinpod.api.base import (
     Decimal,
     EntryPointName,
     FilledText,
     Flag,
     FolderPath,
+    ManagerName,
     Natural,
     ObjectName,
     Part,
@@ -28,7 +30,8 @@ from twinpod.api.base import (
     derived,
 )
 from twinpod.api.meta import Metadata
-from twinpod.api.pods import HybridSpec
+from twinpod.api.patch import PodPatch
+from twinpod.api.pods import HybridSpec, ResourceList, Resources
 from twinpod.api.resource_rules import JOB_RULES
 from twinpod.api.rules import broken
 from twinpod.api.status import JobStatus
@@ -86,15 +89,47 @@ class TokenizerSpec(Part):
         return value
 
 
+class SnapshotSource(Part):
+    """A folder on the snapshots volume of another job; it is mounted read-only in every pod."""
+
+    claim: ObjectName
+    """Volume claim in the same namespace, as `kubectl get pvc -l twinpod.dev/job=NAME` lists it."""
+    folder: Annotated[
+        str, Field(strict=True, min_length=1, max_length=1024, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._/-]*$")
+    ] = "export"
+    """Folder on the volume: the export that a finished job leaves, or a snapshot, which needs `config` beside it."""
+
+    @field_validator("folder")
+    @classmethod
+    def _stay_inside(cls, value: str) -> str:
+        if ".." in value.split("/"):
+            raise PydanticCustomError("folder", f'is "{value}"; a folder of the volume has no ".." in it')
+        return value
+
+    @property
+    def path(self) -> str:
+        """The folder as the containers see it."""
+        return f"{names.SOURCE_FOLDER}/{self.folder}"
+
+
 class ModelSpec(Part):
-    """Exactly one of `config` (random weights) and `from` (a Hugging Face folder)."""
+    """What the weights start from: `config` (random weights), `from` or `fromSnapshot`."""
 
     config: Architecture | None = None
     from_: FolderPath | None = Field(default=None, alias="from")
     """Folder with config.json, safetensors and tokenizer, as the containers see it."""
+    from_snapshot: SnapshotSource | None = None
+    """What another job left; only the weights are taken over, the run begins at its first iteration."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     tokenizer: TokenizerSpec | None = None
-    """Needed with `config`; with `from`, the folder's own tokenizer when left out."""
+    """Needed with `config`; otherwise the folder's own tokenizer when left out."""
+
+    @property
+    def folder(self) -> str | None:
+        """The Hugging Face folder that the model comes from; None when `config` says its shape."""
+        if self.config is not None:
+            return None
+        return self.from_ or (self.from_snapshot.path if self.from_snapshot is not None else None)
 
 
 class EntryPointSpec(Part):
@@ -226,10 +261,27 @@ class StorageSpec(Part):
 
 
 class FailurePolicy(Part):
-    """When to give up."""
+    """When to try again and when to give up."""
 
     max_restarts: Natural = 3
-    """Restarts of the job's pods before it is Failed."""
+    """Restarts of the job's pods for faults of the job itself before it is Failed."""
+    max_infrastructure_restarts: Natural = 20
+    """Restarts for lost nodes and evictions before it is Failed; a preemption by a queue costs nothing."""
+    scheduling_deadline_seconds: Positive = 600
+    """How long the pods of an attempt may wait for nodes before all of them are taken back and tried again later."""
+    start_deadline_seconds: Positive = 1800
+    """How long scheduled pods may take to come up (images, volumes) before they are restarted."""
+    backoff_seconds: Positive = 10
+    """Wait before the first restart; doubled with each that follows."""
+    max_backoff_seconds: Positive = 300
+
+
+class MasterSpec(Part):
+    """The master pod: samples, dispatches, scores, stores, batches."""
+
+    resources: Resources = Resources(requests=ResourceList(cpu="250m", memory="512Mi"))
+    pod_patch: PodPatch | None = None
+    """Strategic merge patch of the pod, for what no field covers: `{metadata: ..., spec: ...}`."""
 
 
 class JobSpec(Part):
@@ -238,12 +290,21 @@ class JobSpec(Part):
     iterations: Positive
     seed: Seed = 0
     suspend: Flag = False
-    """Stop the pods and keep the state."""
+    """Stop the pods and keep the state; the one switch that queueing systems use."""
+    managed_by: ManagerName | None = None
+    """Controller that looks after the job; the operator does when left out or twinpod.dev/operator."""
+    ttl_seconds_after_finished: Natural | None = None
+    """Seconds after its end when the job is deleted; never when left out. Volumes obey storage.whenDeleted."""
+    active_deadline_seconds: Positive | None = None
+    """Seconds from the first start after which a job that has not ended is Failed; time suspended does not count."""
+    priority_class_name: ObjectName | None = None
+    """Priority class of the job's pods."""
     model: ModelSpec
     dataset: DatasetSpec
     algorithm: AlgorithmSpec
     rollout: RolloutSpec
     reward: RewardSpec
+    master: MasterSpec = MasterSpec()
     hybrid: HybridSpec = HybridSpec()
     storage: StorageSpec = StorageSpec()
     failure_policy: FailurePolicy = FailurePolicy()

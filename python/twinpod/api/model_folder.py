@@ -177,12 +177,12 @@ def _generation(job: RLJob) -> dict[str, Any]:
 
 
 def _source(job: RLJob) -> Path:
-    """Folder of `model.from`; InputError when it is not one."""
-    folder = Path(job.spec.model.from_ or "")
+    """Folder of `model.from` or `model.fromSnapshot`; InputError when it is not one."""
+    folder = Path(job.spec.model.folder or "")
     if not folder.is_dir():
         raise InputError(
             f"there is no folder {folder}",
-            where="spec.model.from",
+            where="spec.model.fromSnapshot.folder" if job.spec.model.from_snapshot else "spec.model.from",
             mend="give the path of a Hugging Face model folder as the containers see it, for example below "
             "/var/lib/twinpod/snapshots",
         )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from twinpod.api.base import FilledText, Flag, ImageName, ObjectName, Part, Positive, Quantity, Ranks, derived
+from twinpod.api.patch import PodPatch
 from twinpod.records.life import LifeCycle
 
 
@@ -74,7 +75,8 @@ class HybridSpec(Part):
     """Size of the pod's /dev/shm: two slots of the model's weights, and room for the ranks."""
     life_cycle: LifeCycle = LifeCycle.RESTART
     """What becomes of the engine when a rollout phase ends."""
-    priority_class_name: ObjectName | None = None
+    pod_patch: PodPatch | None = None
+    """Strategic merge patch of the pods, for what no field covers: `{metadata: ..., spec: ...}`."""
     trainer: TrainerSpec = TrainerSpec()
     inference: InferenceSpec = InferenceSpec()
 

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from twinpod.api.base import ImageName, ObjectName, Part, Positive, Quantity
 from twinpod.api.meta import Metadata
+from twinpod.api.patch import PodPatch
 from twinpod.api.pods import InferenceSpec, ResourceList
 from twinpod.api.resource_rules import POOL_RULES, SANDBOX_RULES
 from twinpod.api.rules import broken
@@ -32,6 +33,8 @@ class RolloutPoolSpec(Part):
     shared_memory: Quantity = "1Gi"
     """Size of the pod's /dev/shm: two slots of the model's weights."""
     priority_class_name: ObjectName | None = None
+    pod_patch: PodPatch | None = None
+    """Strategic merge patch of the pods, for what no field covers: `{metadata: ..., spec: ...}`."""
     inference: InferenceSpec = InferenceSpec()
 
 

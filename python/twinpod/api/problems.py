@@ -56,6 +56,8 @@ def _explain(detail: ErrorDetails, root: Model) -> list[str]:
     if kind == "rules":
         return list(detail["ctx"]["problems"])
     where = dotted(location)
+    if kind == "extra_forbidden" and (why := _refused(location, root)):
+        return [f"{where}: cannot be patched: it {why}"]
     if kind == "extra_forbidden":
         return [f"{where}: unknown field; {_suggest(location, root)}"]
     if kind == "missing":
@@ -102,6 +104,12 @@ def _choice(value: object, found: str, expected: str) -> str:
     if len(allowed) == 1:
         return f"is {found}; must be {allowed[0]}"
     return f"is {found}; must be one of {', '.join(allowed)}{hint}"
+
+
+def _refused(location: tuple[int | str, ...], root: Model) -> str:
+    """Why a field that exists in Kubernetes has no place here; empty when there is nothing to say."""
+    here = _model_at(root, location[:-1])
+    return str(getattr(here, "refused", {}).get(location[-1], ""))
 
 
 def _suggest(location: tuple[int | str, ...], root: Model) -> str:

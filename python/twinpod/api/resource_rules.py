@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from twinpod.api import names
+from twinpod.api.change_rules import JOB_CHANGES, POOL_CHANGES
 from twinpod.api.rules import Rule, at, has
 
 
@@ -30,25 +32,16 @@ def _above_zero(path: str, field: str) -> Rule:
     )
 
 
-def _immutable(path: str, field: str, why: str) -> Rule:
-    """A field that a running job cannot change; optional fields may not come or go either."""
-    return Rule(
-        path=path,
-        field=field,
-        cel=f"self.{field} == oldSelf.{field}",
-        holds=lambda self: True,
-        message=f"cannot be changed: {why}; make a new RLJob",
-        transition=True,
-    )
-
-
 _MODEL = (
     Rule(
         path="spec.model",
         field="",
-        cel="has(self.config) != has(self.from)",
-        holds=lambda self: has(self, "config") != has(self, "from"),
-        message="must have exactly one of config (random weights) and from (a Hugging Face folder)",
+        cel="has(self.from) != (has(self.config) || has(self.fromSnapshot))",
+        holds=lambda self: has(self, "from") != (has(self, "config") or has(self, "fromSnapshot")),
+        message=(
+            "must have exactly one of config (random weights), from (a Hugging Face folder) and fromSnapshot (another"
+            " job's volume); config may stand beside fromSnapshot, as the shape of a snapshot that is no export"
+        ),
     ),
     Rule(
         path="spec.model",
@@ -167,6 +160,21 @@ _ROLLOUT = (
         holds=lambda self: not has(self, "segmentTokens") or self.segmentTokens <= self.maxTokens,
         message="{self.segmentTokens} is above maxTokens ({self.maxTokens}); a segment is a part of a trajectory",
     ),
+    Rule(
+        path="spec.rollout",
+        field="segmentTokens",
+        cel=(
+            "!has(self.segmentTokens)"
+            " || (self.maxTokens + self.segmentTokens - 1) / self.segmentTokens <= self.maxSegmentAge + 1"
+        ),
+        holds=lambda self: (
+            not has(self, "segmentTokens") or -(-self.maxTokens // self.segmentTokens) <= self.maxSegmentAge + 1
+        ),
+        message=(
+            "{self.segmentTokens} is too small: a trajectory of maxTokens ({self.maxTokens}) would be dropped before"
+            " its end, as maxSegmentAge ({self.maxSegmentAge}) allows maxSegmentAge + 1 segments; raise one of them"
+        ),
+    ),
     _above_zero("spec.rollout", "temperature"),
     Rule(
         path="spec.rollout",
@@ -284,6 +292,13 @@ _HYBRID = (
     ),
     Rule(
         path="spec.hybrid",
+        field="lifeCycle",
+        cel="self.lifeCycle != 'Sleep' || self.accelerators > 0",
+        holds=lambda self: self.lifeCycle != "Sleep" or self.accelerators > 0,
+        message="Sleep gives an accelerator's memory back, and accelerators is 0; use Restart or Keep",
+    ),
+    Rule(
+        path="spec.hybrid",
         field="trainer",
         cel=(
             "self.accelerators == 0 || self.trainer.tensorParallel * self.trainer.pipelineParallel"
@@ -315,6 +330,24 @@ _HYBRID = (
     ),
 )
 
+
+def _patched_containers(path: str, *known: str) -> Rule:
+    """A pod's patch may name only containers that the pod has."""
+    listed = ", ".join(known)
+    return Rule(
+        path=f"{path}.podPatch.spec",
+        field="containers",
+        cel=f"!has(self.containers) || self.containers.all(c, c.name in [{', '.join(repr(name) for name in known)}])",
+        holds=lambda self: not has(self, "containers") or all(entry["name"] in known for entry in self.containers),
+        message=f"may only name {listed}: the pod has no other",
+    )
+
+
+_PATCHES = (
+    _patched_containers("spec.hybrid", names.CONTAINER_TRAINER, names.CONTAINER_INFERENCE),
+    _patched_containers("spec.master", names.CONTAINER_MASTER),
+)
+
 _STORAGE = (
     Rule(
         path="spec.storage.snapshots",
@@ -332,12 +365,28 @@ _STORAGE = (
     ),
 )
 
-_FIXED = (
-    _immutable("spec", "model", "the weights of the run were made from it"),
-    _immutable("spec", "seed", "the run was begun with it"),
+_FAILURE = (
+    Rule(
+        path="spec.failurePolicy",
+        field="backoffSeconds",
+        cel="self.backoffSeconds <= self.maxBackoffSeconds",
+        holds=lambda self: self.backoffSeconds <= self.maxBackoffSeconds,
+        message="{self.backoffSeconds} is above maxBackoffSeconds ({self.maxBackoffSeconds})",
+    ),
 )
 
-JOB_RULES: tuple[Rule, ...] = (*_MODEL, *_DATA, *_ALGORITHM, *_ROLLOUT, *_PARALLEL, *_HYBRID, *_STORAGE, *_FIXED)
+JOB_RULES: tuple[Rule, ...] = (
+    *_MODEL,
+    *_DATA,
+    *_ALGORITHM,
+    *_ROLLOUT,
+    *_PARALLEL,
+    *_HYBRID,
+    *_STORAGE,
+    *_FAILURE,
+    *_PATCHES,
+    *JOB_CHANGES,
+)
 POOL_RULES: tuple[Rule, ...] = (
     Rule(
         path="spec",
@@ -346,7 +395,8 @@ POOL_RULES: tuple[Rule, ...] = (
         holds=lambda self: self.accelerators == 0 or self.inference.tensorParallel <= self.accelerators,
         message="{self.inference.tensorParallel} is more than the accelerators of a pod ({self.accelerators})",
     ),
-    _immutable("spec", "job", "its pods joined that job"),
+    _patched_containers("spec", names.CONTAINER_INFERENCE),
+    *POOL_CHANGES,
 )
 SANDBOX_RULES: tuple[Rule, ...] = (
     Rule(

@@ -48,8 +48,29 @@ class JobStatus(Part):
     """How accelerators are shared: Claim, WholeNode or CPU."""
     weight_version: Natural = 0
     restarts: Natural = 0
+    """Restarts that count against failurePolicy.maxRestarts: of all pods, and of a pod's inference half alone."""
     attempt: Natural = 0
+    """Number of the present set of pods; every set has new names."""
+    application_faults: Natural = 0
+    """Part of `restarts` that ended attempts have used."""
+    infrastructure_faults: Natural = 0
+    """Attempts that a lost node, an eviction or a deleted pod ended."""
+    scheduling_retries: Natural = 0
+    """Attempts that were taken back because not all pods found a node in time."""
+    preemptions: Natural = 0
+    """Attempts that a queue took back; they cost nothing."""
+    complete_attempt: Natural = 0
+    """Newest attempt whose pods have all existed at once; after that a pod that is missing is lost."""
+    last_fault: Annotated[str, Field(max_length=2048)] = ""
+    """Why the newest attempt before this one ended, as `Reason: message`."""
+    not_before: Stamp | None = None
+    """When the present attempt's pods may be created."""
+    placing_since: Stamp | None = None
+    """Since when the pods of this attempt may be scheduled."""
+    progress_time: Stamp | None = None
+    """When iteration, reward, phase and weight version were copied from what the master tells."""
     start_time: Stamp | None = None
+    """When the job was first started, or started again after it was suspended."""
     completion_time: Stamp | None = None
 
 
@@ -59,7 +80,10 @@ class PoolStatus(Part):
     conditions: Conditions = ()
     observed_generation: Natural = 0
     replicas: Natural = 0
+    """Pods that exist, those that drain included."""
     ready_replicas: Natural = 0
+    restarts: Natural = 0
+    """Pods that were replaced because they ended."""
     weight_version: Natural = 0
     selector: Annotated[str, Field(max_length=1024)] = ""
     """Label selector of the pods, for autoscalers."""

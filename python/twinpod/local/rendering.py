@@ -21,6 +21,9 @@ GRACE_S = 20  # a person waits at the terminal; nothing here needs more
 MEANINGLESS_KINDS = {
     "Service": "names are in the hosts file",
     "PersistentVolumeClaim": "claims are folders of the run",
+    "ServiceAccount": "there is no Kubernetes API to be granted",
+    "NetworkPolicy": "every process is on this machine's loopback",
+    "PodDisruptionBudget": "nobody drains one machine",
     "ResourceClaimTemplate": "processes see the accelerators of the machine",
 }
 
@@ -88,6 +91,12 @@ def _refuse_what_needs_a_cluster(job: RLJob) -> None:
             storage.state.existing_claim is not None,
             "there are no volume claims on one machine",
             "take it out: state is in the run folder",
+        ),
+        (
+            "spec.model.fromSnapshot",
+            job.spec.model.from_snapshot is not None,
+            "there are no volume claims on one machine",
+            "name the folder of the other run instead: model.from, for example runs/other/snapshots/export",
         ),
         (
             "spec.storage.snapshots.existingClaim",
