@@ -7,6 +7,9 @@ when it has nothing to report, so an ask while a command is under way means that
 the same command is given again. Ranks that end without being told to, or that let a deadline pass while they execute,
 cannot be mended from outside: everyone who waits is answered (retryable), and the half ends, so that its container
 starts anew and the master resumes from its books.
+
+Of several hybrid pods the first one leads: rank 0 is among its ranks and takes the commands of all. The half of any
+other pod *follows*: nobody asks it for commands, and all that it can be told is to end.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ INFERENCE_ONLY = (Verb.PREPARE, Verb.SERVE, Verb.REST)
 class State:
     """The half at one moment. `given`: rank 0 has been handed the first of `queue`."""
 
+    leader: str = ""  # pod of rank 0, when that is another one
     queue: tuple[Command, ...] = ()
     given: bool = False
     asking: bool = False  # rank 0 waits for a command
@@ -135,6 +139,11 @@ def _order(state: State, command: Command) -> Step:
         return state, (Answer(command.key, "EngineFault: the half is ending", retryable=True),)
     if command.verb in INFERENCE_ONLY:
         return state, (Answer(command.key, f"ProtocolError: a training half does not know {command.verb.value}"),)
+    if state.leader and command.verb is not Verb.EXIT:
+        error = f"ProtocolError: {command.verb.value}: the ranks of this pod follow rank 0 in {state.leader}"
+        return state, (Answer(command.key, error),)
+    if state.leader:  # its ranks end when rank 0 tells them
+        return replace(state, exiting=True, queue=(command,)), (StopRanks(EXIT_GRACE_S),)
     if command.verb is Verb.EXIT and state.queue:
         state, acts = _leave(state, f"EngineFault: gave way to {command.key}", 0)
         return replace(state, queue=(command,)), acts

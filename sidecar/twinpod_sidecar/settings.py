@@ -14,7 +14,7 @@ from twinpod.api import names
 from twinpod.api.environment import Environment
 from twinpod.api.model_folder import hf_config
 from twinpod.api.types import RLJob
-from twinpod.errors import EnvironmentFault, InputError
+from twinpod.errors import EnvironmentFault
 from twinpod.inference.sglang_engine import EngineSpec
 from twinpod.records.life import LifeCycle
 from twinpod_sidecar.children import ChildSpec
@@ -55,6 +55,7 @@ class TrainingSettings:
 
     half: HalfSettings
     ranks: ChildSpec
+    leader: str = ""  # pod of rank 0, when that is another one
 
 
 def inference_settings(job: RLJob, environment: Environment, variables: Mapping[str, str]) -> InferenceSettings:
@@ -63,12 +64,6 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
     engine = spec.inference
     env = {"OMP_NUM_THREADS": threads_a_process(engine.tensor_parallel), **variables}
     accelerators = spec.accelerators > 0
-    if spec.life_cycle is LifeCycle.SLEEP and not accelerators:
-        raise InputError(
-            "Sleep gives an accelerator's memory back, and this pod has none",
-            where="spec.hybrid.lifeCycle",
-            mend="use Restart or Keep",
-        )
     return InferenceSettings(
         half=_half(environment, names.INFERENCE_PORT, names.INFERENCE_HEALTH_PORT),
         life=spec.life_cycle,
@@ -99,13 +94,19 @@ def training_settings(
 ) -> TrainingSettings:
     """`free_port`: for the ranks' rendezvous when the job has one hybrid pod; `attempt`: tells this start's ranks
     from older ones.
+
+    The rendezvous of several pods is static: a pod that fails takes all along (see `local.supervisor`), so nobody ever
+    joins ranks that live, and a pod's index says which ranks are its own. Pods may come up in any order: torchrun asks
+    for the first pod's name and port until it answers. Ranks then meet at the addresses that their own host names have,
+    which in a pod is the pod's.
     """
     spec = job.spec.hybrid
     trainer = spec.trainer
-    address, port = "127.0.0.1", free_port
+    address, port, leader = "127.0.0.1", free_port, ""
     if spec.replicas > 1:
         first = names.hybrid_name(environment.job_name, 0)
         address, port = names.pod_host(first, environment.job_name, environment.namespace), names.RENDEZVOUS_PORT
+        leader = first if environment.pod != first else ""
     index = environment.pod.rpartition("-")[2]
     env = {
         "OMP_NUM_THREADS": threads_a_process(trainer.ranks),
@@ -122,6 +123,7 @@ def training_settings(
     return TrainingSettings(
         half=_half(environment, names.TRAINING_PORT, names.TRAINING_HEALTH_PORT),
         ranks=_child("trainer", arguments, env, environment),
+        leader=leader,
     )
 
 

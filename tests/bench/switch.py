@@ -32,13 +32,16 @@ from twinpod.api.environment import Environment
 from twinpod.api.load import load_manifest
 from twinpod.api.model_folder import hf_config, write_model_folder
 from twinpod.api.types import RLJob
+from twinpod.checkpoint.carriers.grpc import GrpcCarrier
+from twinpod.checkpoint.fetch import Stager
+from twinpod.checkpoint.shelf import Shelf
 from twinpod.errors import EngineFault
 from twinpod.inference.rehearsal import publish
 from twinpod.inference.sglang_engine import SGLangEngine, server_args
 from twinpod.inference.standby import make_payload
 from twinpod.records import codec
 from twinpod.records.life import Command, Reply, Verb
-from twinpod.records.weights import WeightVersion
+from twinpod.records.weights import Serving, WeightVersion
 from twinpod_sidecar.__main__ import SGLang
 from twinpod_sidecar.children import Children, ChildSpec
 from twinpod_sidecar.inference import InferenceHalf
@@ -112,7 +115,9 @@ async def _warm(
     settings: InferenceSettings, tensors: dict[str, torch.Tensor], repeats: int, say: Say
 ) -> tuple[list[float], list[float], str]:
     """(seconds to serving, seconds back, the half's account). The first, while pages are faulted in, is left out."""
-    half = InferenceHalf(settings, SGLang(), Children(), lambda: None)
+    environment = settings.half.environment
+    stager = Stager(environment.shm, "localhost:0", GrpcCarrier(environment.tls), Shelf())  # nothing is fetched here
+    half = InferenceHalf(settings, SGLang(), Children(), stager, lambda: None)
     life = asyncio.create_task(half.run())
     to, back, detail = [], [], ""
     try:
@@ -144,7 +149,7 @@ def _order(verb: Verb, turn: int, version: WeightVersion | None = None) -> Comma
         epoch=1,
         iteration=turn,
         version=version.version if version else 0,
-        argument=codec.dumps(version) if version else "",
+        argument=codec.dumps(Serving(weights=version)) if version else "",
         deadline_s=300.0,
     )
 

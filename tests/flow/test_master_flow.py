@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from twinpod.errors import EngineFault, WeightsGapError
+from twinpod.coordination.keys import VersionNote
+from twinpod.errors import EngineFault, IntegrityError, WeightsGapError
 from twinpod.master.inspect import inspect, to_json
+from twinpod.records import codec
 from twinpod.records.life import Verb
 from twinpod.testing.fakes_master import Plug, PowerCut, World, settings
 
@@ -56,18 +59,18 @@ async def test_trajectories_cut_at_segments_span_versions(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("every", [1, 2])
 async def test_a_master_killed_at_any_event_resumes_without_loss_or_repeat(tmp_path: Path, every: int) -> None:
-    straight = World(tmp_path / "straight", snapshot_every=every)
-    await straight.run(workers=2)
+    straight = World(tmp_path / "straight", snapshot_every=every, hybrid_replicas=2)
+    await straight.run()
     events = straight.plug.seen
     assert events > 40
     for after in range(0, events, 2 if every == 1 else 5):
         folder = tmp_path / f"cut-{every}-{after}"
-        world = World(folder, snapshot_every=every)
+        world = World(folder, snapshot_every=every, hybrid_replicas=2)
         world.plug = Plug(after=after)
         with pytest.raises(PowerCut):
-            await world.run(workers=2)
+            await world.run()
         world.plug = Plug()
-        await world.run(workers=2)
+        await world.run()
         report = inspect(folder)
         assert (report.state, report.iterations_committed) == ("Succeeded", 3), after
         assert_sound(world, folder)
@@ -104,6 +107,61 @@ async def test_etcd_away_during_an_iteration_delays_the_commit_and_fails_nothing
     world.away_during = Verb.TRAIN
     await world.run()
     assert inspect(tmp_path).state == "Succeeded"
+
+
+async def test_of_two_pods_the_first_is_commanded_and_each_engine_gets_its_own_copy(tmp_path: Path) -> None:
+    world = World(tmp_path, hybrid_replicas=2)
+    await world.run()
+    told = {(order.verb, pod) for order, pod in zip(world.orders, world.told, strict=True)}
+    for verb in (Verb.ONLOAD, Verb.TRAIN, Verb.PUBLISH, Verb.SNAPSHOT, Verb.EXPORT):
+        assert {pod for one, pod in told if one is verb} == {"j-hybrid-0"}
+    for verb in (Verb.PREPARE, Verb.SERVE, Verb.REST, Verb.EXIT):  # the fake half refuses another pod's copy
+        assert {pod for one, pod in told if one is verb} == {"j-hybrid-0", "j-hybrid-1"}
+    entry = await world.store.get(world.keys.version)
+    assert entry is not None
+    note = codec.loads(VersionNote, entry.value)
+    assert note.owners == ("training:j-hybrid-0", "training:j-hybrid-1")
+    assert {one.name for one in inspect(tmp_path).pods} == {"j-hybrid-0", "j-hybrid-1"}
+    assert_sound(world, tmp_path)
+
+
+async def test_pods_whose_weights_have_gone_apart_end_the_run_and_both_are_named(tmp_path: Path) -> None:
+    world = World(tmp_path, hybrid_replicas=2)
+    world.apart_from = 2
+    with pytest.raises(IntegrityError, match=r"version 2: j-hybrid-0 has the weights .*, j-hybrid-1 has"):
+        await world.run()
+
+
+async def test_a_helping_pod_serves_before_it_gets_work_and_its_segments_carry_its_name(tmp_path: Path) -> None:
+    world = World(tmp_path, iterations=8)
+    world.helpers = ("p-rollout-0",)
+    await world.run()
+    pods = {one.name: one.count for one in inspect(tmp_path).pods}
+    assert set(pods) == {"j-hybrid-0", "p-rollout-0"}
+    verbs = [order.verb for order, pod in zip(world.orders, world.told, strict=True) if pod == "p-rollout-0"]
+    assert set(verbs) == {Verb.SERVE, Verb.EXIT}
+    assert_sound(world, tmp_path)
+
+
+async def test_a_helping_pod_that_fails_or_vanishes_at_any_event_costs_no_iteration_and_no_token(
+    tmp_path: Path,
+) -> None:
+    for after in range(2, 60, 4):
+        world = World(tmp_path / str(after), iterations=3)
+        world.helpers = ("p-rollout-0", "p-rollout-1")
+        world.leaves_after = (after, "p-rollout-1")
+        await world.run()
+        report = inspect(tmp_path / str(after))
+        assert (report.state, report.iterations_committed) == ("Succeeded", 3), after
+        assert_sound(world, tmp_path / str(after))
+
+
+async def test_a_helping_half_that_never_answers_is_not_waited_for(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.helpers = world.silent = ("p-rollout-0",)
+    async with asyncio.timeout(30):
+        await world.run()
+    assert {one.name for one in inspect(tmp_path).pods} == {"j-hybrid-0"}
 
 
 def assert_sound(world: World, folder: Path) -> None:

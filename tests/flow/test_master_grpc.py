@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from twinpod.errors import StaleEpoch, Unreachable
-from twinpod.master.desk import Desk
+from twinpod.master.desk import Desk, OpenRoster
 from twinpod.master.dispatch import Rules, WorkBuffer
 from twinpod.master.rewards import Judge
 from twinpod.master.service import MasterService
@@ -57,7 +57,7 @@ async def test_the_real_worker_does_a_phase_and_is_cut_at_its_end(desk: tuple[De
         async with client_channel(address, tls) as channel, sink:
             worker = Worker("w", GrpcMaster(channel, address), FakeSource(engine), WorkerSettings(capacity=8))
             working = asyncio.create_task(worker.run(stop))
-            await asyncio.wait_for(made.run(buffer, sink, 1, lambda finished, wanted: None), 20)
+            await asyncio.wait_for(made.run(buffer, sink, OpenRoster(), lambda finished, wanted: None), 20)
             stop.set()
             await working
     assert buffer.finished == 4  # all but the one that never ends

@@ -23,10 +23,11 @@ from twinpod.errors import (
 )
 from twinpod.master.__main__ import exit_code
 from twinpod.master.board import Board
-from twinpod.master.crew import loading_seconds, missing_halves, stands_idle
+from twinpod.master.crew import loading_seconds, missing_halves
 from twinpod.master.halves import Halves, Order
 from twinpod.master.health import Health
 from twinpod.master.progress import PhaseTimer, eta_s
+from twinpod.master.recruits import stands_idle
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
 from twinpod.testing.fakes_master import record
 

@@ -70,6 +70,17 @@ def test_ranks_that_end_by_themselves_end_the_half_and_answer_everyone() -> None
     assert acts[1:] == [Answer(TRAIN.key, error, True), Answer(PUBLISH.key, error, True), End(1)]
 
 
+def test_a_half_that_follows_refuses_commands_and_names_the_leader() -> None:
+    _, acts = step(State(leader="j-hybrid-0"), Ordered(TRAIN))
+    assert acts == (Answer(TRAIN.key, "ProtocolError: train: the ranks of this pod follow rank 0 in j-hybrid-0"),)
+
+
+def test_a_half_that_follows_gives_its_ranks_time_to_end_by_the_word_of_rank_0() -> None:
+    state, acts = step(State(leader="j-hybrid-0"), Ordered(EXIT))
+    assert acts == (StopRanks(EXIT_GRACE_S),)
+    assert step(state, RanksEnded("done"))[1] == (Answer(EXIT.key), End(0))
+
+
 def test_a_command_that_overruns_its_deadline_ends_the_ranks() -> None:
     state, acts = play(Asked(), Ordered(TRAIN), Expired(TRAIN.key), RanksEnded("x"))
     error = "EngineFault: train not done within 60 s: the ranks are stuck and are started anew"

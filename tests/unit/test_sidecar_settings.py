@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from twinpod.api.types import RLJob
-from twinpod.errors import EnvironmentFault, InputError
+from twinpod.errors import EnvironmentFault
 from twinpod.records.life import LifeCycle
 from twinpod.testing.halves import environment_in
 from twinpod_sidecar.settings import check_shared_memory, inference_settings, training_settings
@@ -55,6 +56,15 @@ def test_ranks_of_several_pods_meet_at_the_first(tmp_path: Path) -> None:
     assert (argument(argv, "--nnodes"), argument(argv, "--node-rank")) == ("3", "0")
     assert argument(argv, "--master-addr") == "job-hybrid-0.job.test.svc"
     assert argument(argv, "--master-port") == "7420"
+    assert settings.leader == ""
+
+
+def test_the_ranks_of_another_pod_follow_the_first(tmp_path: Path) -> None:
+    second = replace(environment_in(tmp_path), pod="job-hybrid-1")
+    settings = training_settings(job(replicas=3), second, {}, free_port=4711, attempt=1)
+    assert argument(settings.ranks.argv, "--node-rank") == "1"
+    assert argument(settings.ranks.argv, "--master-addr") == "job-hybrid-0.job.test.svc"
+    assert settings.leader == "job-hybrid-0"
 
 
 def test_the_engine_is_started_as_the_job_says(tmp_path: Path) -> None:
@@ -70,11 +80,6 @@ def test_the_engine_is_started_as_the_job_says(tmp_path: Path) -> None:
 def test_threads_asked_for_by_the_person_stay(tmp_path: Path) -> None:
     settings = inference_settings(job(), environment_in(tmp_path), {"OMP_NUM_THREADS": "5"})
     assert settings.worker.env["OMP_NUM_THREADS"] == "5"
-
-
-def test_sleep_without_accelerators_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"spec\.hybrid\.lifeCycle: Sleep gives"):
-        inference_settings(job(lifeCycle="Sleep"), environment_in(tmp_path), {})
 
 
 def test_shared_memory_is_measured_where_it_is_mounted(tmp_path: Path) -> None:

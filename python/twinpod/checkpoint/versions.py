@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from twinpod.arena.file import combined_digest
-from twinpod.errors import ProtocolError
+from twinpod.errors import IntegrityError, ProtocolError
 from twinpod.records.weights import ShardRecord, TensorPart, WeightVersion
 
 
@@ -29,6 +29,44 @@ def compose(version: int, epoch: int, iteration: int, shards: Iterable[ShardReco
         digest=combined_digest([shard.digest for shard in ordered]),
         shards=ordered,
     )
+
+
+def compose_copies(
+    version: int, epoch: int, iteration: int, shards: Iterable[ShardRecord]
+) -> Mapping[str, WeightVersion]:
+    """The version as each pod holds it, by pod, in order of pod; every pod's shards make a complete one.
+
+    IntegrityError names two pods whose weights differ: data-parallel copies must be the same to the bit.
+    """
+    by_pod: dict[str, list[ShardRecord]] = defaultdict(list)
+    for shard in shards:
+        by_pod[pod_of(shard)].append(shard)
+    copies = {
+        pod: compose(version, epoch, iteration, own)
+        for pod, own in sorted(by_pod.items(), key=lambda one: _natural(one[0]))
+    }
+    if not copies:
+        raise ProtocolError("no shard was published", where=f"version {version}")
+    first = next(iter(copies))
+    for pod, copy in copies.items():
+        if copy.digest != copies[first].digest:
+            raise IntegrityError(
+                f"{first} has the weights {copies[first].digest}, {pod} has {copy.digest}: the trainer's copies have"
+                " gone apart",
+                where=f"version {version}",
+                mend="resume from the last snapshot, on machines of one kind",
+            )
+    return copies
+
+
+def pod_of(shard: ShardRecord) -> str:
+    """The pod that published a shard: what stands before the slash in its owner's name."""
+    return shard.layout.owner.rpartition("/")[0]
+
+
+def _natural(pod: str) -> tuple[int, str]:
+    """hybrid-2 before hybrid-10."""
+    return len(pod), pod
 
 
 def check_version(version: WeightVersion) -> None:

@@ -47,6 +47,7 @@ def lines_of(report: RunReport) -> Iterator[str]:
     yield f"trajectories   {_counts(report.trajectories)}"
     yield f"               by number of weight versions: {_counts(report.trajectories_by_versions)}"
     yield f"segments       {report.segments} with {report.tokens} tokens"
+    yield f"               by pod: {_counts(report.pods)}"
     yield f"               stored twice: {report.duplicate_tokens}, broken chains: {report.chains_broken}"
     for version in report.versions[-NEWEST:]:
         use = f"{version.segments} segments, {version.tokens} tokens, trained in iteration {version.iteration}"

@@ -20,13 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from twinpod.checkpoint.versions import compose
 from twinpod.coordination.keys import VersionNote
 from twinpod.errors import ProtocolError, WeightsGapError
 from twinpod.master import books_read as read
 from twinpod.master import hold
 from twinpod.master.board import Board
 from twinpod.master.books import Books, Resume
+from twinpod.master.copies import Copies, copies_of
 from twinpod.master.crew import Crew
 from twinpod.master.desk import Desk
 from twinpod.master.dispatch import Rules, WorkBuffer
@@ -40,7 +40,7 @@ from twinpod.records import codec
 from twinpod.records.life import Verb
 from twinpod.records.run import IterationRecord
 from twinpod.records.training import Batch, TrainStats
-from twinpod.records.weights import ShardRecord, WeightVersion
+from twinpod.records.weights import ShardRecord
 from twinpod.replay.policy import build_batch
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Conductor:
         self._s = parts.settings
         self._epoch = 0
         self._line = 1
-        self._weights: WeightVersion | None = None
+        self._weights: Copies | None = None
         self._preparing: asyncio.Task[None] | None = None  # engines that come up beside a publication
         self._served = ""  # what the engines said they served at the end of the rollout phase, for an error's line
 
@@ -127,8 +127,9 @@ class Conductor:
     async def _iterate(self, iteration: int) -> None:
         """The circle, once."""
         timer = PhaseTimer(self._p.clock)
-        await self._serve(timer, iteration)
-        groups = await self._generate(timer, iteration)
+        async with self._p.crew.helped(self._need_weights(), iteration):
+            await self._serve(timer, iteration)
+            groups = await self._generate(timer, iteration)
         await self._rest(timer, iteration)
         batch = await self._batch(iteration, groups)
         stats = None
@@ -142,7 +143,7 @@ class Conductor:
         await self._commit(timer, iteration, batch, groups, stats, snapshot)
 
     async def _serve(self, timer: PhaseTimer, iteration: int) -> None:
-        """Every engine takes the newest version; a hybrid pod that cannot ends the run, another is left behind."""
+        """The engines of hybrid pods take the newest version; one that cannot ends the run."""
         await self._p.reporter.phase("serve", iteration=iteration, waiting_for="engines")
         with timer.spend("switch"):
             loading = await self._p.crew.serve(self._need_weights(), iteration)
@@ -162,9 +163,8 @@ class Conductor:
                     sink.judge(left)
                     await sink.drain()
                 await p.shelf.do(lambda books: hold.lay_out(books, buffer, iteration))
-                async with p.crew.recruiting(self._need_weights(), iteration):
-                    await p.desk.run(buffer, sink, p.crew.engines, p.reporter.groups)
-                    self._served = await p.crew.versions()
+                await p.desk.run(buffer, sink, p.crew, p.reporter.groups)
+                self._served = await p.crew.versions()
             return await p.shelf.do(lambda books: hold.pick(books, s.groups_per_iteration))
 
     async def _rest(self, timer: PhaseTimer, iteration: int) -> None:
@@ -215,7 +215,7 @@ class Conductor:
                 self._preparing = self._p.crew.preparing(iteration)
             reply = await self._p.crew.train(Order(verb=Verb.PUBLISH, iteration=iteration, version=version))
         shards = codec.loads(_Shards, f'{{"shards":{reply.detail}}}').shards
-        self._weights = compose(version, self._epoch, iteration, shards)
+        self._weights = copies_of(version, self._epoch, iteration, shards)
 
     async def _make_way(self, timer: PhaseTimer, iteration: int) -> None:
         """The trainer's memory leaves the accelerator, where it is shared; then engines are up (design 8.3)."""
@@ -298,13 +298,12 @@ class Conductor:
 
     async def _announce(self) -> None:
         weights = self._need_weights()
-        owners = tuple(sorted({shard.address for shard in weights.shards}))
         note = VersionNote(
             version=weights.version,
             epoch=self._epoch,
             iteration=weights.iteration,
             digest=weights.digest,
-            owners=owners,
+            owners=weights.owners,
         )
         await self._p.board.publish_version(note)
         self._p.reporter.versions(self._epoch, weights.version)
@@ -331,7 +330,6 @@ class Conductor:
         p = self._p
         sink = EvaluationSink(p.judge, p.source.held_out)
         await p.reporter.phase("evaluate", waiting_for="engines")
-        await p.crew.serve(self._need_weights(), iteration)
         rules = self._rules(len(sink.groups), len(sink.groups))
         greedy = replace(rules.sampling, temperature=0.0, top_p=1.0, segment_tokens=rules.sampling.max_tokens)
         buffer = WorkBuffer(
@@ -342,8 +340,9 @@ class Conductor:
         )
         for group in sink.groups:
             buffer.admit(group, {})
-        async with sink:
-            await p.desk.run(buffer, sink, p.crew.engines, p.reporter.groups)
+        async with sink, p.crew.helped(self._need_weights(), iteration):
+            await p.crew.serve(self._need_weights(), iteration)
+            await p.desk.run(buffer, sink, p.crew, p.reporter.groups)
         await p.shelf.do(lambda books: books.record_evaluation(iteration - 1, sink.answers))
         right = sum(answer.correct for answer in sink.answers) / len(sink.answers) if sink.answers else math.nan
         log.info("evaluated", extra={"prompts": len(sink.answers), "right": right})
@@ -352,7 +351,7 @@ class Conductor:
     def _rules(self, wanted: int, in_flight: int) -> Rules:
         return Rules(wanted=wanted, in_flight=in_flight, sampling=self._s.sampling, seed=self._s.seed)
 
-    def _need_weights(self) -> WeightVersion:
+    def _need_weights(self) -> Copies:
         if self._weights is None:
             raise ProtocolError("no version was published yet", where="master")
         return self._weights

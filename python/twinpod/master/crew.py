@@ -1,44 +1,64 @@
 """The halves as one crew: who they are, and the orders that all of them get.
 
-A hybrid pod has both halves; its failure fails the run. A pod with an inference half alone helps (RolloutPool): it
-may come and go in any phase, and what goes wrong with it is logged and tried again. The trainer's ranks are reached
-through the lead, the training half of the first hybrid pod.
+A hybrid pod has both halves; its failure fails the run. A pod with an inference half alone helps (RolloutPool): it may
+come and go in any phase, what goes wrong with it is logged and tried again, and nobody waits for it (`recruits`). The
+trainer's ranks are reached through the lead, the training half of the first hybrid pod; the other training halves
+follow.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 
-from twinpod.errors import Conflict, TwinpodError, Unreachable
+from twinpod.errors import Unreachable
 from twinpod.master.board import Board, Pause
+from twinpod.master.copies import Copies
 from twinpod.master.halves import Halves, Order, gather
-from twinpod.records import codec
-from twinpod.records.life import EngineState, HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.weights import WeightVersion
-
-log = logging.getLogger(__name__)
+from twinpod.master.recruits import SERVE_S, Recruits, leniently, serve_order
+from twinpod.records.life import HalfKind, HalfStatus, Reply, Verb
 
 LOOK_S = 0.5  # between two looks for members at the start
-RECRUIT_S = 2.0  # between two looks for newcomers in a rollout phase
-SERVE_S = 600.0
-_BUSY = (EngineState.SERVING, EngineState.STARTING, EngineState.LOADING)
+FAREWELL_S = 2.0  # for helping pods to hear that the run is over
 
 
 class Crew:
-    """Life: as long as the master; `gather` first. `engines`: how many serve the version of this iteration."""
+    """Life: as long as the master; `gather` first. It is the desk's roster too: who takes part in a phase.
 
-    def __init__(self, board: Board, halves: Halves, pause: Pause, *, replicas: int, gather_s: float = 900.0) -> None:
+    lost: told of each helping pod that is a member no more.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        halves: Halves,
+        pause: Pause,
+        *,
+        replicas: int,
+        lost: Callable[[str], None] = lambda pod: None,
+        gather_s: float = 900.0,
+    ) -> None:
         self._board, self._halves, self._pause = board, halves, pause
         self._replicas, self._gather_s = replicas, gather_s
         self._lead: HalfStatus | None = None
         self._hybrid: frozenset[str] = frozenset()
         self._last: dict[str, HalfStatus] = {}  # inference halves of hybrid pods, as last seen
-        self.engines = 1
+        self._recruits = Recruits(board, halves, pause, lost)
+
+    @property
+    def engines(self) -> int:
+        """How many engines share the work of this phase."""
+        return max(1, len(self._hybrid)) + len(self._recruits.sworn)
+
+    def takes_part(self, pod: str) -> bool:
+        """Whether a pod's worker may be given work: its half told this master that it serves the phase's version."""
+        return pod in self._hybrid or pod in self._recruits.sworn
+
+    def is_awaited(self, pod: str) -> bool:
+        """Whether the end of a phase waits for what the pod was cut in."""
+        return pod in self._hybrid
 
     @property
     def epoch(self) -> int:
@@ -79,100 +99,59 @@ class Crew:
 
     async def prepare(self, iteration: int) -> None:
         """Engines come up, with whatever weights."""
-        await self._all(Order(verb=Verb.PREPARE, iteration=iteration, deadline_s=SERVE_S))
+        order = Order(verb=Verb.PREPARE, iteration=iteration, deadline_s=SERVE_S)
+        await self._all(lambda member: order)
 
     def preparing(self, iteration: int) -> asyncio.Task[None]:
         """The same, beside other work."""
         return asyncio.create_task(self.prepare(iteration))
 
-    async def serve(self, weights: WeightVersion, iteration: int) -> float:
-        """Engines take the version and serve it.
+    async def serve(self, copies: Copies, iteration: int) -> float:
+        """Engines of hybrid pods take the version, each its own pod's copy, and serve it.
 
         Returns the seconds that verifying and loading took, by the slowest.
         """
-        order = Order(
-            verb=Verb.SERVE,
-            iteration=iteration,
-            version=weights.version,
-            argument=codec.dumps(weights),
-            deadline_s=SERVE_S,
-        )
-        replies = await self._all(order)
-        self.engines = max(1, len(replies))
+        replies = await self._all(lambda member: serve_order(member, copies, iteration))
+        self._recruits.hybrid_ready = True
         return max((loading_seconds(reply) for reply in replies), default=0.0)
+
+    def helped(self, copies: Copies, iteration: int) -> AbstractAsyncContextManager[None]:
+        """Within the block, helping pods take the version and join, and engines that come back take it again."""
+        return self._recruits.at_work(copies, iteration, self._hybrid)
 
     async def rest(self, iteration: int) -> None:
         """The rollout phase is over: engines free what the trainer needs."""
-        await self._all(Order(verb=Verb.REST, iteration=iteration, deadline_s=120.0))
+        order = Order(verb=Verb.REST, iteration=iteration, deadline_s=120.0)
+        await self._all(lambda member: order)
 
     async def dismiss(self, iteration: int) -> None:
-        """Everybody may go; who is gone already does not matter."""
-        members = await self._board.members()
+        """Everybody may go; who is gone already does not matter, and helping pods need not answer."""
         order = Order(verb=Verb.EXIT, iteration=iteration, deadline_s=20.0)
-        await asyncio.gather(*(self._leniently(member, order) for member in members))
+        awaited, others = [], []
+        for member in await self._board.members():
+            task = asyncio.create_task(leniently(self._halves, member, order))
+            (awaited if member.pod in self._hybrid else others).append(task)
+        await asyncio.gather(*awaited)
+        if others:
+            await asyncio.wait(others, timeout=FAREWELL_S)
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     async def versions(self) -> str:
         """What the engines say they serve, in words."""
         members = await self._board.members()
         return ", ".join(f"{one.pod}: {one.version}" for one in members if one.kind is HalfKind.INFERENCE) or "nothing"
 
-    @asynccontextmanager
-    async def recruiting(self, weights: WeightVersion, iteration: int) -> AsyncIterator[None]:
-        """Within the block, halves that come, or come back, take the version and join."""
-        task = asyncio.create_task(self._recruit(weights, iteration))
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def _recruit(self, weights: WeightVersion, iteration: int) -> None:
-        order = Order(
-            verb=Verb.SERVE,
-            iteration=iteration,
-            version=weights.version,
-            argument=codec.dumps(weights),
-            deadline_s=SERVE_S,
-        )
-        number = 0
-        while True:
-            await self._pause(RECRUIT_S)
-            idle = [one for one in await self._board.members() if stands_idle(one, weights.version)]
-            for member in idle:
-                number += 1
-                log.info("recruits", extra={"pod": member.pod, "state": member.state, "has": member.version})
-                prepare = Order(verb=Verb.PREPARE, iteration=iteration, deadline_s=SERVE_S, mark=f"recruit-{number}")
-                if await self._leniently(member, prepare) and await self._leniently(
-                    member, replace(order, mark=f"recruit-{number}")
-                ):
-                    self.engines += member.pod not in self._hybrid
-
-    async def _all(self, order: Order) -> tuple[Reply, ...]:
-        """To every inference half. The first error of a hybrid pod is raised; other pods are left behind."""
+    async def _all(self, order_for: Callable[[HalfStatus], Order]) -> tuple[Reply, ...]:
+        """To the inference half of every hybrid pod; the first error is raised."""
         members = [one for one in await self._board.members() if one.kind is HalfKind.INFERENCE]
         hybrid = [one for one in members if one.pod in self._hybrid]
-        helpers = [one for one in members if one.pod not in self._hybrid]
         known = {one.pod for one in hybrid}
         # A lease that ran out makes a member unknown, it does not end it (design 8.6): call it where it was seen.
         hybrid += [one for pod, one in sorted(self._last.items()) if pod not in known]
         self._last = {one.pod: one for one in hybrid}
-        helping = [asyncio.create_task(self._leniently(one, order)) for one in helpers]
-        try:
-            replies = await gather(*(self._halves.order(one, order) for one in hybrid))
-            others = await asyncio.gather(*helping)
-        finally:
-            for task in helping:
-                task.cancel()
-        return (*replies, *(reply for reply in others if reply is not None))
-
-    async def _leniently(self, member: HalfStatus, order: Order) -> Reply | None:
-        try:
-            return await self._halves.order(member, order)
-        except (Unreachable, Conflict) as error:
-            log.info("a half is left behind", extra={"pod": member.pod, "verb": order.verb.value, "why": str(error)})
-        except TwinpodError as error:
-            log.warning("a half is left behind", extra={"pod": member.pod, "verb": order.verb.value, "why": str(error)})
-        return None
+        return await gather(*(self._halves.order(one, order_for(one)) for one in hybrid))
 
 
 def missing_halves(members: Sequence[HalfStatus], replicas: int) -> str:
@@ -184,14 +163,6 @@ def missing_halves(members: Sequence[HalfStatus], replicas: int) -> str:
     if lacking := sorted(training - inference):
         return f"inference half of {', '.join(lacking)}"
     return ""
-
-
-def stands_idle(member: HalfStatus, version: int) -> bool:
-    """An inference half that neither serves this version nor is about to serve one. Pure."""
-    if member.kind is not HalfKind.INFERENCE:
-        return False
-    busy = member.state in {state.value for state in _BUSY}
-    return not busy or (member.state == EngineState.SERVING.value and member.version != version)
 
 
 def loading_seconds(reply: Reply) -> float:

@@ -40,12 +40,45 @@ class Sink(Protocol):
         ...
 
 
+class Roster(Protocol):
+    """Who takes part in a phase; may change while it runs."""
+
+    @property
+    def engines(self) -> int:
+        """How many engines share the work."""
+        ...
+
+    def takes_part(self, pod: str) -> bool:
+        """Whether a worker may be given work."""
+        ...
+
+    def is_awaited(self, pod: str) -> bool:
+        """Whether the end of the phase waits long for what the worker was cut in."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRoster:
+    """Whoever asks takes part."""
+
+    engines: int = 1
+
+    def takes_part(self, pod: str) -> bool:
+        """See Roster."""
+        return True
+
+    def is_awaited(self, pod: str) -> bool:
+        """See Roster."""
+        return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """How long the desk waits, in seconds."""
 
     silent_worker_s: float = 45.0  # longer than a worker's longest pull
     cut_s: float = 60.0  # to give back what was cut
+    helper_cut_s: float = 3.0  # the same, for workers that nobody waits for
     stall_s: float = 900.0  # without any result while work is to be done
     tick_s: float = 1.0
 
@@ -65,7 +98,7 @@ class Pulled:
 class _Phase:
     buffer: WorkBuffer
     sink: Sink
-    engines: int
+    roster: Roster
     last_result: float
 
 
@@ -81,14 +114,14 @@ class Desk:
         self._filling = asyncio.Lock()
         self._iteration = 0
 
-    async def run(self, buffer: WorkBuffer, sink: Sink, engines: int, tell: Callable[[int, int], None]) -> None:
+    async def run(self, buffer: WorkBuffer, sink: Sink, roster: Roster, tell: Callable[[int, int], None]) -> None:
         """One rollout phase, to its end.
 
         `tell`: finished and wanted groups. Unreachable when no worker gets anything done, EngineFault when all that
         came were failures.
         """
         assert self._phase is None, "one phase at a time"
-        self._phase = phase = _Phase(buffer=buffer, sink=sink, engines=engines, last_result=self._clock())
+        self._phase = phase = _Phase(buffer=buffer, sink=sink, roster=roster, last_result=self._clock())
         self._iteration = buffer.iteration
         closed_at: float | None = None
         try:
@@ -103,8 +136,7 @@ class Desk:
                     self._wake()
                 if buffer.closing:
                     closed_at = closed_at or now
-                    if now - closed_at > self._patience.cut_s:
-                        log.warning("cut work was not returned", extra={"items": buffer.lose_all()})
+                    self._lose_late(phase, now - closed_at, self._patience)
                 elif now - phase.last_result > self._patience.stall_s:
                     raise Unreachable(
                         f"no result for {self._patience.stall_s:.0f} s",
@@ -118,6 +150,23 @@ class Desk:
             raise EngineFault(
                 f"all {buffer.failures} work items failed", where="rollout workers", mend="see the engines' logs"
             )
+
+    def lose(self, worker: str) -> None:
+        """A worker is gone for good: what it holds is handed out again."""
+        if self._phase and (items := self._phase.buffer.reclaim(worker, ())):
+            log.warning("items lost with their worker", extra={"worker": worker, "items": items})
+            self._wake()
+
+    @staticmethod
+    def _lose_late(phase: _Phase, waited_s: float, patience: Patience) -> None:
+        """The phase is over and waits for what was cut: not for ever, and for workers that only help hardly at all."""
+        buffer = phase.buffer
+        if waited_s > patience.cut_s:
+            log.warning("cut work was not returned", extra={"items": buffer.lose_all()})
+        elif waited_s > patience.helper_cut_s:
+            workers = {held.worker for held in buffer.outstanding.values()}
+            for worker in sorted(worker for worker in workers if not phase.roster.is_awaited(worker)):
+                log.info("cut work is not waited for", extra={"worker": worker, "items": buffer.reclaim(worker, ())})
 
     async def pull(
         self, worker: str, epoch: int, version: int, capacity: int, wait_s: float, holding: Sequence[str]
@@ -186,13 +235,13 @@ class Desk:
         buffer.heard(worker, self._clock())
         if buffer.closing:
             return self._pulled(cut=True, items=()) if buffer.held_by(worker) else None
-        if version != buffer.version or capacity <= 0:
+        if version != buffer.version or capacity <= 0 or not phase.roster.takes_part(worker):
             return None
         async with self._filling:
             if room := buffer.room():
                 for group in await phase.sink.begin(room):
                     buffer.admit(group, {})
-        items = buffer.take(worker, capacity, phase.engines, self._clock())
+        items = buffer.take(worker, capacity, phase.roster.engines, self._clock())
         return self._pulled(cut=False, items=items) if items else None
 
     def _pulled(self, *, cut: bool, items: tuple[WorkItem, ...]) -> Pulled:

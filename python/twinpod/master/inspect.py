@@ -18,6 +18,7 @@ from twinpod.records.run import (
     IterationRecord,
     NamedCount,
     PhaseSeconds,
+    PodSegments,
     Progress,
     RunReport,
     VersionRecord,
@@ -63,6 +64,8 @@ def report(db: sqlite3.Connection) -> RunReport:
         trained_twice_in_a_pass=_number(db, _TRAINED_TWICE),
         segments=_number(db, "SELECT count(*) FROM segments WHERE rolled_back = 0"),
         tokens=_number(db, "SELECT coalesce(sum(count), 0) FROM segments WHERE rolled_back = 0"),
+        pods=_counts(db, "SELECT pod, count(*) FROM segments WHERE rolled_back = 0 GROUP BY pod ORDER BY pod"),
+        pods_by_iteration=_by_iteration(db),
         trajectories_spanning_versions=_number(db, _SPANNING),
         trajectories_by_versions=_counts(db, _BY_VERSIONS),
         duplicate_tokens=_number(db, _DUPLICATE_TOKENS),
@@ -128,6 +131,17 @@ def _versions(db: sqlite3.Connection) -> tuple[VersionRecord, ...]:
             tokens=tokens,
         )
         for version, iteration, epoch, digest, gone, segments, tokens in rows
+    )
+
+
+def _by_iteration(db: sqlite3.Connection) -> tuple[PodSegments, ...]:
+    rows = db.execute(
+        "SELECT iteration, pod, version, count(*), sum(count) FROM segments WHERE rolled_back = 0"
+        " GROUP BY iteration, pod, version ORDER BY iteration, pod, version"
+    )
+    return tuple(
+        PodSegments(iteration=iteration, pod=pod, version=version, segments=segments, tokens=tokens)
+        for iteration, pod, version, segments, tokens in rows
     )
 
 

@@ -92,6 +92,17 @@ class VersionRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PodSegments:
+    """Segments that a pod generated in an iteration under one weight version, on the surviving line."""
+
+    iteration: int
+    pod: str
+    version: int
+    segments: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
     """Greedy answers on the held-out prompts."""
 
@@ -121,6 +132,8 @@ class RunReport:
     trained_twice_in_a_pass: int  # must be 0
     segments: int
     tokens: int
+    pods: tuple[NamedCount, ...]  # segments on the surviving line by the pod that generated them
+    pods_by_iteration: tuple[PodSegments, ...]
     trajectories_spanning_versions: int  # trajectories with segments of at least two versions
     trajectories_by_versions: tuple[NamedCount, ...]  # "1" -> trajectories with tokens of one version, ...
     duplicate_tokens: int  # tokens stored more than once on the surviving line; must be 0

@@ -14,7 +14,7 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from twinpod.coordination.keys import Keys
@@ -36,7 +36,7 @@ from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Lif
 from twinpod.records.rollout import Prompt, SamplingSettings, Segment, Stop, WorkItem, WorkResult
 from twinpod.records.run import IterationRecord, PhaseSeconds
 from twinpod.records.training import Batch, TrainStats
-from twinpod.records.weights import ShardLayout, ShardRecord, TensorPart, WeightVersion
+from twinpod.records.weights import Serving, ShardLayout, ShardRecord, TensorPart
 from twinpod.replay.baseline import Baseline
 from twinpod.reward.port import Verdict
 from twinpod.sampling.uniform import Uniform
@@ -164,47 +164,68 @@ class World:
         self.trainer = TrainerState()
         self.desk: Desk | None = None
         self.gap = 0.0
-        self.served = 0
+        self.served: dict[str, int] = {}  # by pod
+        self.helpers: tuple[str, ...] = ()  # pods without a trainer
         self.orders: list[Command] = []
+        self.told: list[str] = []  # the pod of each order
+        self.apart_from = 0  # version from which on the pods' weights differ
+        self.leaves_after: tuple[int, str] = (-1, "")  # events, helping pod: then it is gone, with what it holds
+        self.silent: tuple[str, ...] = ()  # pods whose inference half does not answer
         self.fail: dict[Verb, TwinpodError] = {}  # the next order of that verb fails so
         self.away_during: Verb | None = None  # etcd goes away with such an order and is back with the next one
         self.prompts, self.held_out = prompts(12), prompts(3, first=12)
 
+    @property
+    def hybrid(self) -> tuple[str, ...]:
+        """Pods with both halves."""
+        return tuple(f"j-hybrid-{index}" for index in range(self.settings.hybrid_replicas))
+
     async def join(self) -> None:
         """The halves report."""
-        for kind in HalfKind:
-            await self.tell(kind)
+        for pod in self.hybrid:
+            for kind in HalfKind:
+                await self.tell(pod, kind)
+        for pod in self.helpers:
+            await self.tell(pod, HalfKind.INFERENCE)
 
-    async def tell(self, kind: HalfKind) -> None:
+    async def tell(self, pod: str, kind: HalfKind) -> None:
         """A half's word to etcd, lost while that is away."""
-        state = EngineState.SERVING if kind is HalfKind.INFERENCE and self.served else EngineState.NONE
+        serves = self.served.get(pod, 0) if kind is HalfKind.INFERENCE else 0
         status = HalfStatus(
-            pod="j-hybrid-0",
+            pod=pod,
             kind=kind,
-            address=f"{kind.value}:1",
-            state=state.value,
-            version=self.served,
+            address=f"{kind.value}:{pod}",
+            state=(EngineState.SERVING if serves else EngineState.NONE).value,
+            version=serves,
             epoch=0,
             attempt=0,
             message="",
         )
         with contextlib.suppress(Unreachable):
-            await self.store.put(self.keys.member("j-hybrid-0", kind), codec.dumps(status))
+            await self.store.put(self.keys.member(pod, kind), codec.dumps(status))
+
+    async def leave(self, pod: str) -> None:
+        """A helping pod goes."""
+        self.helpers = tuple(one for one in self.helpers if one != pod)
+        self.served.pop(pod, None)
+        await self.store.delete(self.keys.member(pod, HalfKind.INFERENCE))
 
     def connect(self, address: str) -> FakeHalf:
         """A port to one of the halves."""
-        return FakeHalf(self, HalfKind(address.split(":", maxsplit=1)[0]))
+        kind, _, pod = address.partition(":")
+        return FakeHalf(self, HalfKind(kind), pod)
 
-    async def run(self, workers: int = 1) -> None:
-        """One master, with its workers, until it ends; a PowerCut closes its files and nothing else."""
+    async def run(self) -> None:
+        """One master, with a worker a pod, until it ends; a PowerCut closes its files and nothing else."""
         await self.join()
         books = Books.open(self.folder / "state", Identity(job="j", fields={"spec.seed": "7"}))
         # closed last: a thread may still be at work with them
         with closing(books), ThreadPoolExecutor(1) as books_thread, ThreadPoolExecutor(1) as judge_thread:
             shelf = Shelf(books, books_thread)
             board = Board(self.store, self.keys, _turn)
-            crew = Crew(board, Halves(self.connect, _turn, _still), _turn, replicas=1)
-            self.desk = Desk(_still)
+            self.desk = desk = Desk(_still)
+            halves = Halves(self.connect, _turn, _still)
+            crew = Crew(board, halves, _turn, replicas=self.settings.hybrid_replicas, lost=desk.lose)
             reporter = Reporter(board, shelf, _still, self.settings.iterations)
             parts = Parts(
                 settings=self.settings,
@@ -221,14 +242,16 @@ class World:
                 wall=_still,
             )
             master = asyncio.create_task(Conductor(parts).run())
-            crowd = [asyncio.create_task(self._work(f"w{n}", self.desk)) for n in range(workers)]
+            crowd = [asyncio.create_task(self._work(pod, desk)) for pod in (*self.hybrid, *self.helpers)]
             try:
-                await asyncio.wait((master, *crowd), return_when=asyncio.FIRST_COMPLETED)
-                for task in crowd:
-                    if task.done():
-                        master.cancel()
-                        await asyncio.gather(master, return_exceptions=True)
-                        task.result()  # the PowerCut
+                while not master.done():
+                    await asyncio.wait((master, *crowd), return_when=asyncio.FIRST_COMPLETED)
+                    for task in [one for one in crowd if one.done()]:
+                        crowd.remove(task)
+                        if task.exception():
+                            master.cancel()
+                            await asyncio.gather(master, return_exceptions=True)
+                            task.result()  # the PowerCut
                 await master
             finally:
                 for task in (master, *crowd):
@@ -239,11 +262,13 @@ class World:
         """A worker that generates at once, and gives back half of an item first when the phase is cut."""
         held: list[WorkItem] = []
         while True:
-            pulled = await desk.pull(name, 0, self.served, 4, 0.01, [item.item_id for item in held])
+            pulled = await desk.pull(name, 0, self.served.get(name, 0), 4, 0.01, [item.item_id for item in held])
             held += pulled.items
             if not held:
                 continue
             self.plug.event()
+            if name not in (*self.hybrid, *self.helpers):
+                return  # it went with its pod
             item = held[0]
             await desk.give(pulled.epoch, [generate(item, name, cut_after=1 if pulled.cut else 1_000_000)])
             held.remove(item)
@@ -257,18 +282,26 @@ class World:
 class FakeHalf:
     """HalfPort: does at once what is asked, in the world's memory."""
 
-    def __init__(self, world: World, kind: HalfKind) -> None:
-        self._world, self._kind = world, kind
+    def __init__(self, world: World, kind: HalfKind, pod: str) -> None:
+        self._world, self._kind, self._pod = world, kind, pod
 
     async def execute(self, command: Command) -> Reply:
         """See HalfPort."""
         world = self._world
         world.plug.event()
+        if 0 <= world.leaves_after[0] < world.plug.seen and world.leaves_after[1] in world.helpers:
+            await world.leave(world.leaves_after[1])
+        if self._pod in world.silent:
+            await asyncio.Event().wait()
+        if self._pod not in (*world.hybrid, *world.helpers):
+            raise Unreachable("no such pod", where=self._pod)
         world.orders.append(command)
+        world.told.append(self._pod)
         world.store.away = command.verb is world.away_during
         error = world.fail.pop(command.verb, None)
         detail = "" if error else self._do(command)
-        await world.tell(self._kind)
+        if self._pod in (*world.hybrid, *world.helpers):
+            await world.tell(self._pod, self._kind)
         world.plug.event()
         line = f"{type(error).__name__}: {error}" if error else ""
         return Reply(key=command.key, error=line, retryable=bool(error and error.retryable), seconds=0.0, detail=detail)
@@ -288,21 +321,27 @@ class FakeHalf:
                 return codec.dumps(stats(command.iteration, world.gap, batch))
             case Verb.PUBLISH:
                 trainer.version = command.version
-                return json.dumps([codec.plain(shard(command.version))])
+                return json.dumps([codec.plain(self._shard(command.version, pod)) for pod in world.hybrid])
             case Verb.SNAPSHOT | Verb.EXPORT:
                 folder = Path(command.argument)
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "state.json").write_text(json.dumps(trainer.trained))
             case Verb.SERVE:
-                weights = codec.loads(WeightVersion, command.argument)
-                assert weights.version == command.version == trainer.version
-                world.served = command.version
+                serving = codec.loads(Serving, command.argument)
+                assert serving.weights.version == command.version == trainer.version
+                owner = serving.weights.shards[0].layout.owner
+                assert self._pod in world.helpers or owner == f"{self._pod}/rank-0", "not this pod's copy"
+                world.served[self._pod] = command.version
                 return '{"start_s": 0.0, "verify_s": 0.0, "load_s": 0.0}'
             case Verb.REST:
-                world.served = 0
+                world.served[self._pod] = 0
             case _:
                 pass
         return ""
+
+    def _shard(self, version: int, pod: str) -> ShardRecord:
+        apart = 0 < self._world.apart_from <= version and pod != "j-hybrid-0"
+        return replace(shard(version, pod), digest="xxh3:" + "f" * 16) if apart else shard(version, pod)
 
 
 def stats(iteration: int, gap: float, batch: Batch) -> TrainStats:
@@ -322,12 +361,12 @@ def stats(iteration: int, gap: float, batch: Batch) -> TrainStats:
     )
 
 
-def shard(version: int) -> ShardRecord:
+def shard(version: int, pod: str = "j-hybrid-0") -> ShardRecord:
     """One tensor of one owner."""
     part = TensorPart(name="w", dtype="F32", shape=(2,), full_shape=(2,), axis=None, start=0, offset=0, nbytes=8)
-    layout = ShardLayout(owner="j-hybrid-0/rank-0", slot_bytes=4096, parts=(part,))
+    layout = ShardLayout(owner=f"{pod}/rank-0", slot_bytes=4096, parts=(part,))
     return ShardRecord(
-        layout=layout, path="/dev/shm/x", slot=version % 2, digest=f"xxh3:{version:016x}", address="training:1"
+        layout=layout, path="/dev/shm/x", slot=version % 2, digest=f"xxh3:{version:016x}", address=f"training:{pod}"
     )
 
 

@@ -105,10 +105,11 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
         control=Control(RANKS_TIMEOUT_S),
         memory=RankMemory(rank, enabled=spec.offload or not machine.is_cpu),
         settings=train_settings(job),
+        publishes=place.dp_rank % spec.data_parallel == 0,
         publisher=lambda: Publisher(
             rank,
-            environment.shm / f"rank-{torchrun.rank}.arena",
-            owner=f"{environment.pod}/rank-{torchrun.rank}",
+            environment.shm / f"rank-{torchrun.local_rank}.arena",
+            owner=f"{environment.pod}/rank-{torchrun.local_rank}",
             address=f"{environment.address}:{names.TRAINING_PORT}",
             threads=max(1, len(os.sched_getaffinity(0)) // torchrun.local_size),
         ),
@@ -125,13 +126,24 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
 
 
 def fresh_weights(job: RLJob, rank: RankModel) -> Callable[[], None]:
-    """What fills the weights of a run without a snapshot: the model's folder, or random numbers from the job's seed."""
+    """What fills the weights of a run without a snapshot of its own: the model's folder, another job's snapshot, or
+    random numbers from the job's seed.
+    """
     from twinpod.trainer.weights import load_folder, load_random
 
-    folder = job.spec.model.from_
+    folder, source = job.spec.model.folder, job.spec.model.from_snapshot
+    if folder is None and source is not None:
+        return lambda: _load_other(rank, Path(source.path))
     if folder is not None:
         return lambda: load_folder(rank.parameters, rank.shape, rank.place, Path(folder))
     return lambda: load_random(rank.parameters, rank.shape, rank.place, job.spec.seed)
+
+
+def _load_other(rank: RankModel, folder: Path) -> None:
+    from twinpod.trainer.snapshot import load_snapshot
+
+    note = load_snapshot(rank, folder)
+    log.info("weights of another job: %s, its iteration %d", folder, note.iteration)
 
 
 def main() -> int:

@@ -63,6 +63,7 @@ class Duties:
     control: Control
     memory: Memory
     settings: TrainSettings
+    publishes: bool  # this rank belongs to the first copy of the model in its pod
     publisher: Callable[[], Publisher]
     fresh: Callable[[], None]
     config: dict[str, Any]  # config.json of the exported folder
@@ -183,8 +184,8 @@ def _onload(duties: Duties, state: State, command: Command) -> str:
 
 
 def _publish(duties: Duties, state: State, version: int) -> str:
-    """This rank's ShardRecord as JSON; empty where data-parallel rank 0 publishes the same weights."""
-    if duties.rank.place.dp_rank != 0:
+    """This rank's ShardRecord as JSON; empty where another copy in the same pod publishes the same weights."""
+    if not duties.publishes:
         return ""
     if state.publisher is None:
         state.publisher = duties.publisher()

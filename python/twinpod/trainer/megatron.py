@@ -71,11 +71,17 @@ def start_ranks(*, local_rank: int, dtype: str, timeout_s: float = 600.0) -> Mac
     return machine
 
 
+# Data parallel last: torchrun numbers ranks pod by pod, so a copy of the model (tensor and pipeline parallel ranks,
+# which talk most) lies inside a pod, and pods meet only to sum gradients.
+ORDER = "tp-cp-ep-pp-dp"
+
+
 def lay_out(sizes: Sizes, machine: Machine, *, seed: int = 0) -> Place:
     """Make Megatron's process groups for these sizes; what is left of the ranks is data parallel."""
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=sizes.tensor,
         pipeline_model_parallel_size=sizes.pipeline,
+        order=ORDER,
         create_gloo_process_groups=not machine.is_cpu,
     )
     if not machine.is_cpu:

@@ -4,8 +4,8 @@ Every byte is read once from the parameters and written once into shared memory;
 write, block by block, while the bytes are still in the processor's cache. `tests/bench/publish.py` holds this
 to 0.4 of a plain memcpy.
 
-Only data-parallel rank 0 has an arena; of tensors that tensor-parallel ranks replicate, tensor rank 0 publishes the
-copy.
+Only the first copy of the model in each pod has arenas, so every pod holds a complete version of its own; of tensors
+that tensor-parallel ranks replicate, tensor rank 0 publishes the copy.
 """
 
 from __future__ import annotations
