@@ -34,9 +34,10 @@ ENGINES = (Process.ENGINE, Process.SCHEDULER, Process.DETOKENIZER)
 
 def exists(process: Process, moment: Moment) -> bool:
     """Whether there is such a process then. With the life cycle Restart no engine runs while the trainer has the
-    machine, and the next one is only just being forked while weights of this size are published.
+    machine, and weights of this size are published and kept before the next one is forked: killing it while a snapshot
+    is written is left to `make soak`, whose luck it is.
     """
-    return process not in ENGINES or moment not in (Moment.STARTING, Moment.TRAIN, Moment.WEIGHTS)
+    return process not in ENGINES or moment not in (Moment.STARTING, Moment.TRAIN, Moment.WEIGHTS, Moment.SNAPSHOT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
