@@ -133,12 +133,12 @@ def _labels(run: Attempt, role: names.Role) -> Manifest:
 
 
 def _ports(flow: Flow, run: Attempt | None = None) -> Manifest:
-    """The `ports` of a rule; none where any port may be used."""
+    """The `ports` of a rule; an entry without a port is any port of its protocol."""
     numbers = flow.ports
     if run is not None and flow.target is Party.ETCD:
         numbers = tuple(sorted({int(member.rpartition(":")[2]) for member in run.platform.etcd}))
     if not numbers:
-        return {}
+        return {"ports": [{"protocol": protocol} for protocol in flow.protocols]}
     return {"ports": [{"protocol": protocol, "port": number} for number in numbers for protocol in flow.protocols]}
 
 
@@ -158,7 +158,11 @@ def _peers(run: Attempt, party: Party) -> list[Manifest]:
             labels = {"matchLabels": {names.LABEL_NAME: "prometheus"}}
             return [{"namespaceSelector": {}, "podSelector": labels}]
         case Party.OUTSIDE:
-            return [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
+            # but not the addresses at which clouds tell a machine its credentials
+            return [
+                {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
+                {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10", "fd00:ec2::/32"]}},
+            ]
     return []
 
 
