@@ -83,6 +83,7 @@ class PodView:
     device_class: str = ""  # whose scheduling turn it needs; empty without devices
     owner_uid: str = ""  # uid of its controller: the pool of a rollout pod, else the job
     job_uid: str = ""
+    ends_group: bool = False  # marked as the end of its queue's pod group
     ended_at: float = 0.0  # newest end of a container, of a pod that has ended
 
     @property

@@ -56,6 +56,7 @@ def pod_view(raw: Manifest) -> PodView:
         device_class=labels.get(names.LABEL_DEVICE_CLASS, ""),
         owner_uid=labels.get(names.LABEL_POOL_UID) or labels.get(names.LABEL_JOB_UID, ""),
         job_uid=labels.get(names.LABEL_JOB_UID, ""),
+        ends_group=annotations.get(names.QUEUE_RETRIABLE) == "false",
         ended_at=last_end if status.get("phase") in ("Succeeded", "Failed") else 0.0,
     )
 

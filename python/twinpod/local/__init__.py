@@ -11,7 +11,7 @@ Theory of operation. `twinpod run FILE --local` starts the very pods that the op
 2. `twinpod_operator.render` makes the manifests; `manifest` reads them into a plan and refuses what it cannot honour.
 3. Every pod gets an address in 127/8 (`addresses`), every container its mounts and a hosts file (`mounts`), every
    process certificates of this start's authorities (`identities`).
-4. `pods` leads each pod as the kubelet does; `records.verdict` decides, as for the operator, what a failed pod means for the job.
+4. `pods` leads each pod as the kubelet does; `records.verdict` decides, as in the operator, what a failed pod means.
 5. Whatever ends this, nothing stays: signals end pods within their grace, `kill -9` of front or launcher ends all.
 
 State is in the run folder only (`folder`), so the same command goes on where it stopped.

@@ -1,0 +1,104 @@
+"""The children that are no pods: made once, put back when somebody edits or deletes them. Pure.
+
+What is wanted comes from the renderer; whether a child is as wanted is told by three digests (`ownership.py`). A child
+of an older job of the same name carries that job's uid and is not seen here: the API server refuses a second
+controller, and the refusal stands on the job until the garbage collector has taken the old one away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from twinpod.api.types import RLJob, RolloutPool
+from twinpod_operator.nouns import Action, Apply, ChildView, Delete, Manifest, Observed
+from twinpod_operator.ownership import revision, stamped, wanted_digest
+from twinpod_operator.render import render_job
+from twinpod_operator.render_containers import Platform
+from twinpod_operator.render_pool import render_pool
+
+__all__ = ["job_children", "job_pods", "plan_children", "pool_children"]
+
+KEPT = ("PersistentVolumeClaim", "Secret", "ResourceClaim")  # never deleted for being unknown to the renderer
+_MOST = 20_000  # rows' tables that are remembered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one child should be, as digests."""
+
+    kind: str
+    name: str
+    revision: str
+    digest: str
+
+
+_tables: dict[tuple[str, int, str, Platform], tuple[Row, ...]] = {}  # a memo of a pure function, nothing more
+
+
+def job_pods(job: RLJob, platform: Platform, uid: str, attempt: int) -> list[Manifest]:
+    """Pods of an attempt."""
+    manifests = render_job(job, platform=platform, uid=uid, attempt=attempt)
+    return [manifest for manifest in manifests if manifest["kind"] == "Pod"]
+
+
+def job_children(job: RLJob, platform: Platform, uid: str) -> list[Manifest]:
+    """Children of a job that are no pods."""
+    manifests = render_job(job, platform=platform, uid=uid, attempt=1)
+    return [manifest for manifest in manifests if manifest["kind"] != "Pod"]
+
+
+def pool_children(pool: RolloutPool, job: RLJob, platform: Platform, job_uid: str, pool_uid: str) -> list[Manifest]:
+    """Children of a pool that are no pods."""
+    manifests = render_pool(pool, job, platform=platform, job_uid=job_uid, pool_uid=pool_uid)
+    return [manifest for manifest in manifests if manifest["kind"] != "Pod"]
+
+
+def plan_children(observed: Observed, platform: Platform, job_uid: str, job: RLJob) -> list[Action]:
+    """Applies for what is missing or not as wanted; deletes for what is wanted no more."""
+    pool = observed.resource if isinstance(observed.resource, RolloutPool) else None
+
+    def rendered() -> list[Manifest]:
+        if pool is not None:
+            return pool_children(pool, job, platform, job_uid, observed.uid)
+        return job_children(job, platform, observed.uid)
+
+    mark = (observed.uid, observed.generation, job_uid, platform)
+    rows = _tables.get(mark) if pool is None else None
+    if rows is None:
+        rows = tuple(_row(manifest) for manifest in rendered())
+        if len(_tables) >= _MOST:
+            _tables.clear()
+        if pool is None:
+            _tables[mark] = rows
+    there = {(child.kind, child.name): child for child in observed.children}
+    wrong = {(row.kind, row.name) for row in rows if not _as_wanted(row, there.get((row.kind, row.name)))}
+    actions: list[Action] = []
+    if wrong:
+        for manifest in rendered():
+            key = (manifest["kind"], manifest["metadata"]["name"])
+            child = there.get(key)
+            if key in wrong and (child is None or not child.deleting):
+                actions.append(Apply(manifest=stamped(manifest), uid=child.uid if child else ""))
+    actions.extend(_unknown(rows, observed.children))
+    return actions
+
+
+def _row(manifest: Manifest) -> Row:
+    return Row(
+        kind=manifest["kind"],
+        name=manifest["metadata"]["name"],
+        revision=revision(manifest),
+        digest=wanted_digest(stamped(manifest)),
+    )
+
+
+def _as_wanted(row: Row, child: ChildView | None) -> bool:
+    return child is not None and child.revision == row.revision and child.digest in (row.digest, child.applied)
+
+
+def _unknown(rows: tuple[Row, ...], children: tuple[ChildView, ...]) -> Iterator[Action]:
+    known = {(row.kind, row.name) for row in rows}
+    for child in children:
+        if (child.kind, child.name) not in known and child.kind not in KEPT and not child.deleting:
+            yield Delete(kind=child.kind, name=child.name, uid=child.uid)

@@ -1,0 +1,116 @@
+"""The pods of a RolloutPool, each for itself. Pure.
+
+`spec.replicas` belongs to whoever scales; it is read and never written. Indices from 0 are wanted; the highest leave
+first, by a plain deletion: the half drains at SIGTERM and gives back what it has generated. A pod that ended is
+replaced under the next name of its index after a pause that grows; it is deleted once its replacement exists, so its
+number is never forgotten. An index is taken again only when nothing of it may live any more.
+No pods without a running job: one that does not exist yet, is suspended, being deleted or over, has an empty pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from twinpod.api import names
+from twinpod.api.names import Reason
+from twinpod.api.types import RLJob, RolloutPool
+from twinpod_operator.nouns import Action, Create, Delete, Finding, JobLink, Observed, Plan, PodView
+from twinpod_operator.policies.attempts import OVERDUE_S, may_live
+from twinpod_operator.policies.children import plan_children
+from twinpod_operator.render_containers import Platform
+from twinpod_operator.render_pool import render_pool
+from twinpod_operator.status import pool_status
+
+__all__ = ["plan_pool"]
+
+BACKOFF_S, MOST_BACKOFF_S = 5.0, 300.0
+LASTED_S = 600.0  # a pod that lived as long is replaced at once
+
+
+def plan_pool(observed: Observed, pool: RolloutPool, platform: Platform, now: float) -> Plan:
+    """What to do now for a valid pool."""
+    link = observed.link or JobLink(name=pool.spec.job)
+    waits = _waits(link)
+    job = link.job
+    wanted = 0 if waits is not None or job is None else pool.spec.replicas
+    actions: list[Action] = []
+    if job is not None and waits is None:
+        children = replace(observed, resource=pool)
+        actions += plan_children(children, platform, link.uid, job)
+    actions += _leaving(observed.pods, wanted, link)
+    made, wake = ([], None) if job is None else _arriving(observed, pool, job, link, platform, wanted, now)
+    numbers = {pod.index: 0 for pod in observed.pods}
+    for pod in observed.pods:
+        numbers[pod.index] = max(numbers[pod.index], pod.attempt)
+    status = pool_status(
+        observed,
+        waits=waits,
+        wanted=wanted,
+        attempts=sum(numbers.values()),
+        weight_version=link.weight_version if any(pod.ready for pod in observed.pods) else 0,
+        now=now,
+    )
+    return Plan(actions=(*actions, *made), status=status, wake_after_s=wake)
+
+
+def _waits(link: JobLink) -> Finding | None:
+    """Why the pool is empty whatever its replicas say."""
+    if not link.uid:
+        return Finding(reason=Reason.JOB_MISSING, message=f'there is no RLJob "{link.name}" in this namespace yet')
+    if link.finished or link.deleting:
+        return Finding(reason=Reason.JOB_FINISHED, message=f'RLJob "{link.name}" is over')
+    if link.suspended:
+        return Finding(reason=Reason.JOB_SUSPENDED, message=f'RLJob "{link.name}" is suspended')
+    if link.job is None:
+        return Finding(reason=Reason.JOB_MISSING, message=f'RLJob "{link.name}" is not valid; see its conditions')
+    return None
+
+
+def _leaving(pods: tuple[PodView, ...], wanted: int, link: JobLink) -> list[Action]:
+    """Pods that are too many, of another job's time, or replaced; the highest index first."""
+    newest: dict[int, int] = {}
+    for pod in pods:
+        newest[pod.index] = max(newest.get(pod.index, 0), pod.attempt)
+    gone = [
+        pod
+        for pod in pods
+        if not pod.deleting and (pod.index >= wanted or pod.job_uid != link.uid or pod.attempt < newest[pod.index])
+    ]
+    gone.sort(key=lambda pod: (-pod.index, pod.attempt))
+    return [Delete(kind="Pod", name=pod.name, uid=pod.uid) for pod in gone]
+
+
+def _arriving(
+    observed: Observed, pool: RolloutPool, job: RLJob, link: JobLink, platform: Platform, wanted: int, now: float
+) -> tuple[list[Action], float | None]:
+    """Pods to create, and when the next one may be."""
+    attempts: dict[int, int] = {}
+    wake: list[float] = []
+    for index in range(wanted):
+        own = [pod for pod in observed.pods if pod.index == index]
+        alive = [pod for pod in own if may_live(pod, now)]
+        if alive:
+            wake += [max(0.5, pod.delete_by + OVERDUE_S + 1.0 - now) for pod in alive if pod.deleting]
+            continue
+        last = max(own, key=lambda pod: pod.attempt, default=None)
+        pause = _pause_s(last, now)
+        if pause > 0:
+            wake.append(pause)
+        else:
+            attempts[index] = last.attempt + 1 if last is not None else 0
+    if not attempts:
+        return [], min(wake, default=None)
+    manifests = render_pool(pool, job, platform=platform, job_uid=link.uid, pool_uid=observed.uid, attempts=attempts)
+    created: list[Action] = [
+        Create(manifest=manifest)
+        for manifest in manifests
+        if manifest["kind"] == "Pod" and int(manifest["metadata"]["labels"][names.LABEL_INDEX]) in attempts
+    ]
+    return created, min(wake, default=None)
+
+
+def _pause_s(last: PodView | None, now: float) -> float:
+    """Seconds until an index may be taken again; only a pod that ended soon makes one wait."""
+    if last is None or not last.ended or last.ended_at - last.created > LASTED_S:
+        return 0.0
+    return last.ended_at + min(MOST_BACKOFF_S, BACKOFF_S * 2.0 ** min(last.attempt, 20)) - now
