@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from twinpod.errors import EngineFault, EnvironmentFault, InputError, ProtocolError, StaleEpoch, Unreachable
+from twinpod.rpc import renewal
 from twinpod.rpc.certificates import Authority, issue, make_authority
 from twinpod.rpc.channel import (
     RpcServer,
@@ -176,3 +177,24 @@ async def test_health_is_told_by_service(server: RpcServer, tls: Path, service: 
 @pytest.mark.parametrize(("address", "host"), [("127.0.0.9", "127.0.0.9"), ("no-such.invalid", "0.0.0.0")])
 def test_a_loopback_address_is_listened_on_alone(address: str, host: str) -> None:
     assert listening_host(address) == host
+
+
+async def test_a_channel_that_was_made_before_takes_new_certificates_for_new_calls(
+    server: RpcServer, tls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal, "LOOK_S", 0.0)
+    issue(make_authority("next"), ["localhost"], ["127.0.0.1"]).write(tmp_path / "next")
+    blocking = blocking_channel(f"localhost:{server.port}", tls)
+    async with client_channel(f"localhost:{server.port}", tls) as channel:
+        half, slow = half_pb2_grpc.HalfStub(channel), half_pb2_grpc.HalfStub(blocking)
+        request = half_pb2.StatusRequest()
+
+        async def both() -> list[str]:
+            told = await asyncio.to_thread(ask_blocking, slow.Status, request, timeout=5, where="half")
+            return [(await ask(half.Status, request, timeout=5, where="half")).pod, told.pod]
+
+        assert await both() == ["p", "p"]
+        for name in ("ca.crt", "tls.key", "tls.crt"):
+            (tmp_path / "next" / name).rename(tls / name)
+        assert await both() == ["p", "p"], "the server answers only to the new authority's certificates now"
+    blocking.close()

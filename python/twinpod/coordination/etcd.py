@@ -43,6 +43,7 @@ _AWAY = {
     grpc.StatusCode.UNKNOWN,
 }
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0)
+_MOST_OPERATIONS = 100  # of one transaction; etcd's default limit is 128
 
 
 class _SecureClient(aetcd.Client):  # type: ignore[misc]  # aetcd has no types
@@ -55,6 +56,7 @@ class _SecureClient(aetcd.Client):  # type: ignore[misc]  # aetcd has no types
         self.kvstub = rpc.KVStub(self.channel)
         self.leasestub = rpc.LeaseStub(self.channel)
         self.watchstub = rpc.WatchStub(self.channel)
+        self.authstub = rpc.AuthStub(self.channel)
         self._connected.set()
 
     async def close(self) -> None:
@@ -105,6 +107,54 @@ class EtcdStore:
     async def delete(self, key: str) -> bool:
         """See Store."""
         return await self._any(lambda client: client.delete(key.encode())) is not None
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Those of the keys that exist, in as few calls as etcd allows."""
+        found: dict[str, Entry] = {}
+        for start in range(0, len(keys), _MOST_OPERATIONS):
+            part = keys[start : start + _MOST_OPERATIONS]
+            reads = [rpc.RequestOp(request_range=rpc.RangeRequest(key=key.encode())) for key in part]
+            answer = await self._transact(rpc.TxnRequest(success=reads))
+            pairs = (pair for response in answer.responses for pair in response.response_range.kvs)
+            found |= {entry.key: entry for entry in map(_entry, pairs)}
+        return found
+
+    async def _transact(self, request: Any) -> Any:
+        return await self.call(lambda client: client.kvstub.Txn(request, timeout=self._timeout_s))
+
+    async def keys(self, prefix: str) -> tuple[str, ...]:
+        """The names of all keys that begin with `prefix`, without their values."""
+        end = aetcd.utils.prefix_range_end(prefix.encode())
+        request = rpc.RangeRequest(key=prefix.encode(), range_end=end, keys_only=True)
+        answer = await self.call(lambda client: client.kvstub.Range(request, timeout=self._timeout_s))
+        return tuple(pair.key.decode() for pair in answer.kvs)
+
+    async def delete_prefix(self, prefix: str) -> int:
+        """Remove every key that begins with `prefix`; says how many there were. Safe to repeat."""
+        assert prefix.strip("/"), "not everything"
+        end = aetcd.utils.prefix_range_end(prefix.encode())
+        request = rpc.DeleteRangeRequest(key=prefix.encode(), range_end=end)
+        answer = await self.call(lambda client: client.kvstub.DeleteRange(request, timeout=self._timeout_s))
+        return int(answer.deleted)
+
+    async def call(self, act: Callable[[Any], Awaitable[R]]) -> R:
+        """`act` with the raw stubs of the current member (`kvstub`, `authstub`), else of the next ones.
+
+        Only for what may be done twice. `Unreachable` as everywhere; `EnvironmentFault` when etcd refuses.
+        """
+        last: grpc.RpcError | None = None
+        for _ in self.endpoints:
+            try:
+                return await act(self._client(self.endpoints[self._current]))
+            except grpc.RpcError as error:
+                if error.code() not in _AWAY:
+                    details = error.details()
+                    raise EnvironmentFault(f"etcd refused: {details}", where=self._where()) from error
+                last = error
+                self._current = (self._current + 1) % len(self.endpoints)
+        assert last is not None
+        await self.close()
+        raise self._unreachable(last) from last
 
     async def watch(self, prefix: str) -> AsyncIterator[Change]:
         """See Store."""

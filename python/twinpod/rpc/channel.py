@@ -5,7 +5,8 @@
     server = await serve([HalfService()], "0.0.0.0:7402", tls)  server.port, await server.stop(grace_s)
 
 A folder `tls` holds `ca.crt`, `tls.crt` and `tls.key` (PEM). Who holds no certificate of that CA is not heard. A
-server reads the folder again for new connections once a file in it changed; a client reads it when a channel is made.
+server reads the folder again for new connections once a file in it changed, and a client's channel for new calls
+(`renewal.py`), so that certificates may be replaced while everything runs.
 A servicer simply raises a TwinpodError: the caller of `ask` gets the same class with the same line. A call without a
 deadline is refused, so that nobody forgets one.
 """
@@ -28,6 +29,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from twinpod.errors import EnvironmentFault, InputError, TwinpodError
 from twinpod.rpc import errors
+from twinpod.rpc.renewal import RenewingBlockingChannel, RenewingChannel
 from twinpod.rpc.v1 import half_pb2_grpc, master_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -80,12 +82,18 @@ def channel_credentials(tls: Path) -> grpc.ChannelCredentials:
 
 def client_channel(address: str, tls: Path) -> grpc.aio.Channel:
     """A channel to `host:port`, connected lazily; `host` must be a name or IP of the peer's certificate."""
-    return grpc.aio.secure_channel(address, channel_credentials(tls), options=CLIENT_OPTIONS)
+    return RenewingChannel(
+        lambda: grpc.aio.secure_channel(address, channel_credentials(tls), options=CLIENT_OPTIONS),
+        lambda: _stamp_or_none(tls),
+    )
 
 
 def blocking_channel(address: str, tls: Path) -> grpc.Channel:
     """The same for code without an event loop (a trainer rank). Use it with `ask_blocking`."""
-    return grpc.secure_channel(address, channel_credentials(tls), options=CLIENT_OPTIONS)
+    return RenewingBlockingChannel(
+        lambda: grpc.secure_channel(address, channel_credentials(tls), options=CLIENT_OPTIONS),
+        lambda: _stamp_or_none(tls),
+    )
 
 
 async def ask(method: Method[R], request: Any, *, timeout: float, where: str, wait: bool = False) -> R:

@@ -1,0 +1,126 @@
+"""The operator's process: `python -m twinpod_operator`, in a pod or outside of the cluster with KUBECONFIG.
+
+Life. Liveness is served at once; the lease is waited for; then everything is wired and runs (`leading.py`). SIGTERM
+ends it in order and gives the lease away. A lost lease, or anything that nobody knows how to mend, ends it with
+exit code 1: it is started again as one that waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+
+from twinpod.api import names
+from twinpod.errors import TwinpodError
+from twinpod_operator.fence import Fence
+from twinpod_operator.kube import Api
+from twinpod_operator.kube_errors import LeaseLost
+from twinpod_operator.leader import FENCE_SHARE, Leader
+from twinpod_operator.leading import Tools, lead
+from twinpod_operator.liveness import Liveness, Metrics
+from twinpod_operator.login import Login, find_login
+from twinpod_operator.settings import Settings, from_environment
+
+log = logging.getLogger("twinpod_operator")
+
+
+class _Open:
+    """The gate of the lease's own writes: each carries the resource version that it goes over."""
+
+    def check(self) -> None:
+        """Always open."""
+
+
+class Operator:
+    """One process. Life: `run` once."""
+
+    def __init__(self, settings: Settings, login: Login) -> None:
+        self._settings, self._login = settings, login
+        self._stop = asyncio.Event()
+        self._metrics = Metrics()
+        self._fence = Fence(settings.lease_s * FENCE_SHARE)
+        self._waiting, self._ready = True, False
+
+    async def run(self) -> None:
+        """Until a signal; LeaseLost when another replica took over."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        self._metrics.gauges["twinpod_operator_leading"] = lambda: float(self._fence.open)
+        async with (
+            Liveness(self._settings.port, self._metrics, lambda: self._waiting or self._ready),
+            Api(self._login, _Open(), self._metrics, timeout_s=self._settings.lease_s / 3) as election,
+            Api(self._login, self._fence, self._metrics) as api,
+        ):
+            leader = Leader(
+                election,
+                self._fence,
+                namespace=self._settings.namespace,
+                name=names.LEASE,
+                identity=self._settings.identity,
+                duration_s=self._settings.lease_s,
+            )
+            if not await self._acquire(leader):
+                return
+            self._waiting = False
+            await self._lead(leader, api)
+            await leader.release()
+
+    async def _acquire(self, leader: Leader) -> bool:
+        """True as the leader, False when told to stop before."""
+        acquiring, stopping = asyncio.create_task(leader.acquire()), asyncio.create_task(self._stop.wait())
+        await asyncio.wait({acquiring, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if acquiring.done():
+            acquiring.result()
+            return True
+        acquiring.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await acquiring
+        return False
+
+    async def _lead(self, leader: Leader, api: Api) -> None:
+        """Works and renews; ends with whichever ends first."""
+        tools = Tools(settings=self._settings, login=self._login, api=api, metrics=self._metrics)
+        working = asyncio.create_task(lead(tools, self._stop, self._is_ready))
+        renewing = asyncio.create_task(leader.keep())
+        done, _ = await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
+        if renewing in done:
+            self._fence.close()
+            renewing.result()
+        renewing.cancel()
+        working.result()
+
+    def _is_ready(self) -> None:
+        self._ready = True
+
+
+def main(environment: Mapping[str, str]) -> int:
+    """The exit code."""
+    level = environment.get("TWINPOD_LOG_LEVEL", "INFO")
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    try:
+        settings, login = from_environment(environment), find_login(dict(environment))
+        asyncio.run(Operator(settings, login).run())
+    except TwinpodError as error:
+        log.error("%s", error)  # noqa: TRY400  # one line, no trace: it says what to do
+        return error.exit_code
+    except BaseExceptionGroup as group:
+        if lost := group.subgroup(LeaseLost):
+            log.error("%s", lost.exceptions[0])  # noqa: TRY400
+        else:
+            log.exception("the operator ended")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(os.environ)
+    logging.shutdown()
+    os._exit(code)  # nothing may linger: another replica may lead by now

@@ -1,0 +1,193 @@
+"""Doing what a plan says, in its order: neighbours of one sort at once, the next sort when they are done.
+
+A refusal that somebody must mend (quota, Pod Security, a policy) stops nothing else and comes back as a Finding. A
+conflict means that what was observed is not true any more: it is observed again. Everything is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import itertools
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from twinpod.api import names
+from twinpod.errors import EnvironmentFault
+from twinpod_operator.certificates import Issuer
+from twinpod_operator.etcd_admin import EtcdAdmin
+from twinpod_operator.kinds import EVENT, POD, kind_of
+from twinpod_operator.kube import Api
+from twinpod_operator.kube_errors import AlreadyExists, ApiConflict, ApiError, NotFound, Refused
+from twinpod_operator.nouns import (
+    Action,
+    Apply,
+    Create,
+    Delete,
+    Emit,
+    Finding,
+    IssueCertificates,
+    Manifest,
+    Observed,
+    SetFinalizers,
+    Sweep,
+    Ungate,
+)
+from twinpod_operator.world import World
+
+log = logging.getLogger(__name__)
+AT_ONCE = 8  # requests of one resource
+_SORTS: dict[type, int] = {Apply: 0, IssueCertificates: 0, Create: 1, Ungate: 2, Delete: 3, Emit: 4}
+
+
+@dataclass(slots=True)
+class Done:
+    """What came of a plan's actions."""
+
+    refusals: list[Finding] = field(default_factory=list)
+    stale: ApiError | None = None  # something was not as observed
+
+
+class Actor:
+    """Life: of a leader."""
+
+    def __init__(self, api: Api, world: World, issuer: Issuer, etcd: EtcdAdmin) -> None:
+        self._api, self._world, self._issuer, self._etcd = api, world, issuer, etcd
+        self._acts: dict[type, Callable[[Observed, Any], Awaitable[None]]] = {
+            Create: self._create,
+            Apply: self._apply,
+            Delete: self._delete,
+            Ungate: self._ungate,
+            Sweep: self._sweep,
+            SetFinalizers: self._finalize,
+            Emit: self._emit,
+            IssueCertificates: self._issue,
+        }
+
+    async def act(self, observed: Observed, actions: tuple[Action, ...]) -> Done:
+        """Everything, as far as it goes. Raises when the API server does not answer or the lease is lost."""
+        done = Done()
+        for batch in batches(actions):
+            outcomes = await asyncio.gather(
+                *(self._one(observed, action, done) for action in batch), return_exceptions=True
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        return done
+
+    async def _one(self, observed: Observed, action: Action, done: Done) -> None:
+        try:
+            await self._acts[type(action)](observed, action)
+        except Refused as error:
+            done.refusals.append(error.finding)
+        except (ApiConflict, AlreadyExists) as error:
+            taken = isinstance(action, (Apply, IssueCertificates)) and not action.uid
+            if taken:
+                done.refusals.append(Finding(reason=names.Reason.NAME_TAKEN, message=error.line()))
+            done.stale = error
+
+    async def _create(self, observed: Observed, action: Create) -> None:
+        del observed
+        self._world.pods.own(await self._api.create(action.manifest))
+
+    async def _apply(self, observed: Observed, action: Apply) -> None:
+        del observed
+        answer = await self._api.apply(action.manifest, action.uid)
+        self._world.children[answer["kind"]].own(answer)
+
+    async def _delete(self, observed: Observed, action: Delete) -> None:
+        kind, namespace = kind_of(action.kind), observed.key.namespace
+        shelf = self._world.pods if kind is POD else self._world.children[action.kind]
+        try:
+            answer = await self._api.delete(kind, namespace, action.name, action.uid, grace_s=action.grace_s)
+        except NotFound:
+            shelf.gone(namespace, action.name, action.uid)
+            return
+        if "deletionTimestamp" in (answer.get("metadata") or {}) and answer.get("kind") == action.kind:
+            shelf.own(answer)
+        else:
+            shelf.gone(namespace, action.name, action.uid)
+
+    async def _ungate(self, observed: Observed, action: Ungate) -> None:
+        body: Manifest = {
+            "metadata": {"uid": action.uid},
+            "spec": {"schedulingGates": [{"$patch": "delete", "name": names.SCHEDULING_GATE}]},
+        }
+        answer = await self._api.merge(POD, observed.key.namespace, action.name, body, strategic=True)
+        self._world.pods.own(answer)
+
+    async def _sweep(self, observed: Observed, action: Sweep) -> None:
+        del observed
+        try:
+            await self._etcd.sweep(action)
+        except EnvironmentFault as error:
+            log.warning("%s/%s: its keys in etcd are swept later: %s", action.namespace, action.name, error)
+
+    async def _finalize(self, observed: Observed, action: SetFinalizers) -> None:
+        metadata = observed.raw["metadata"]
+        body = {
+            "metadata": {
+                "finalizers": list(action.finalizers),
+                "resourceVersion": metadata["resourceVersion"],
+                "uid": observed.uid,
+            }
+        }
+        key = observed.key
+        try:
+            self._world.put(await self._api.merge(kind_of(key.kind), key.namespace, key.name, body), own=True)
+        except NotFound:
+            return
+
+    async def _emit(self, observed: Observed, action: Emit) -> None:
+        try:
+            await self._api.create(event(observed, action))
+        except ApiError as error:
+            log.warning("an event was not written: %s", error)
+
+    async def _issue(self, observed: Observed, action: IssueCertificates) -> None:
+        if action.etcd:
+            await self._etcd.admit(observed.key.namespace, observed.uid)
+        answer = await self._issuer.job(action)
+        self._world.children["Secret"].own(answer)
+
+
+def batches(actions: tuple[Action, ...]) -> Iterator[tuple[Action, ...]]:
+    """Neighbours that may be done at once, at most AT_ONCE; what has no sort goes alone. Pure."""
+    places = itertools.count(100)
+    for _, group in itertools.groupby(actions, lambda action: _SORTS.get(type(action)) or _first(action, places)):
+        same = list(group)
+        for start in range(0, len(same), AT_ONCE):
+            yield tuple(same[start : start + AT_ONCE])
+
+
+def _first(action: Action, places: Iterator[int]) -> int:
+    return 0 if type(action) in _SORTS else next(places)
+
+
+def event(observed: Observed, action: Emit) -> Manifest:
+    """An event on our resource. Pure but for its name and time."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    key = observed.key
+    return {
+        "apiVersion": "v1",
+        "kind": EVENT.kind,
+        "metadata": {"name": f"{key.name}.{uuid.uuid4().hex[:16]}", "namespace": key.namespace},
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": key.kind,
+            "namespace": key.namespace,
+            "name": key.name,
+            "uid": observed.uid,
+        },
+        "type": action.type,
+        "reason": action.reason,
+        "message": action.message[:1024],
+        "source": {"component": names.FIELD_MANAGER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }

@@ -1,0 +1,129 @@
+"""One look at one resource: observe, plan, act, one write of status if it differs, and when to look again.
+
+After actions the world is observed and planned once more, so that the status tells what they led to (a refusal above
+all) and not what was before them; the actions of that second plan are left to the next look, which follows at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twinpod_operator.apply import Actor, Done
+from twinpod_operator.kinds import kind_of
+from twinpod_operator.kube import Api
+from twinpod_operator.kube_errors import ApiConflict, NotFound
+from twinpod_operator.nouns import Finding, Key, Manifest, Observed, Plan
+from twinpod_operator.observe import Observer
+from twinpod_operator.render_containers import Platform
+from twinpod_operator.world import World
+
+AGAIN_S = 0.0
+CONFLICT_S = 1.0  # for the watch to bring what we did not know
+REFUSED_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+
+
+class Planner(Protocol):
+    """`plan.plan`."""
+
+    def __call__(self, observed: Observed, platform: Platform, now: float) -> Plan:
+        """What to do."""
+        ...
+
+
+class Refusals:
+    """Why the newest creates of each resource were refused, and how often in a row."""
+
+    def __init__(self) -> None:
+        self._found: dict[Key, tuple[tuple[Finding, ...], int]] = {}
+
+    def get(self, key: Key) -> tuple[Finding, ...]:
+        """Of one resource."""
+        return self._found.get(key, ((), 0))[0]
+
+    def set(self, key: Key, findings: list[Finding]) -> float | None:
+        """What the newest actions met; returns after how long to try again, None when all went well."""
+        if not findings:
+            self._found.pop(key, None)
+            return None
+        times = self._found.get(key, ((), 0))[1]
+        self._found[key] = (tuple(sorted(set(findings))), times + 1)
+        return REFUSED_S[min(times, len(REFUSED_S) - 1)]
+
+
+class Reconciler:
+    """Life: of a leader. `work` is what the queue's workers do."""
+
+    def __init__(
+        self,
+        *,
+        api: Api,
+        world: World,
+        observer: Observer,
+        actor: Actor,
+        refusals: Refusals,
+        plan: Planner,
+        platform: Platform,
+        resync_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._api, self._world, self._observer, self._actor = api, world, observer, actor
+        self._refusals, self._plan, self._platform = refusals, plan, platform
+        self._resync_s, self._clock = resync_s, clock
+
+    async def work(self, key: Key) -> float | None:
+        """Seconds until it is to be looked at again, None when it is gone."""
+        observed = self._observer.observe(key)
+        if observed is None:
+            self._refusals.set(key, [])
+            return None
+        plan = self._plan(observed, self._platform, self._clock())
+        wake: list[float] = [self._resync_s]
+        if plan.actions:
+            done = await self._actor.act(observed, plan.actions)
+            wake += self._after(key, done)
+            after = self._observer.observe(key)
+            if after is None or after.uid != observed.uid:
+                return AGAIN_S
+            observed, plan = after, self._plan(after, self._platform, self._clock())
+            if plan.actions and not done.refusals and done.stale is None:
+                wake.append(AGAIN_S)
+        elif self._refusals.get(key):
+            self._refusals.set(key, [])
+            wake.append(AGAIN_S)
+        if plan.wake_after_s is not None:
+            wake.append(max(0.05, plan.wake_after_s))
+        if plan.status is not None and not await self._write(observed, plan.status):
+            wake.append(CONFLICT_S)
+        return min(wake)
+
+    def _after(self, key: Key, done: Done) -> list[float]:
+        refused = self._refusals.set(key, done.refusals)
+        return [seconds for seconds in (refused, CONFLICT_S if done.stale else None) if seconds is not None]
+
+    async def _write(self, observed: Observed, status: Manifest) -> bool:
+        """Patches what differs; False when the resource is not the one that was observed."""
+        change = difference(observed.status or {}, status)
+        if not change:
+            return True
+        key, body = observed.key, {"metadata": {"uid": observed.uid}, "status": change}
+        try:
+            answer = await self._api.merge(kind_of(key.kind), key.namespace, key.name, body, subresource="status")
+        except (NotFound, ApiConflict):
+            return False
+        self._world.put(answer, own=True)
+        return True
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The JSON merge patch from one object to the other; empty when they are equal. Pure."""
+    change: dict[str, Any] = {key: None for key in before if key not in after}
+    for key, value in after.items():
+        held = before.get(key)
+        if isinstance(value, dict) and isinstance(held, dict):
+            if inner := difference(held, value):
+                change[key] = inner
+        elif key not in before or held != value:
+            change[key] = value
+    return change
