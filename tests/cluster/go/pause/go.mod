@@ -1,0 +1,3 @@
+module twinpod.dev/pause
+
+go 1.26.0
