@@ -66,6 +66,10 @@ def parser() -> argparse.ArgumentParser:
     export = _command(commands, "export", "copy the trained model of a run, as a folder that transformers opens")
     export.add_argument("folder", type=Path, metavar="DIR", help="run folder")
     export.add_argument("to", type=Path, metavar="OUT", help="folder to make; must not exist")
+    scale = _command(commands, "scale", "change the number of pods of a RolloutPool in a running local run")
+    scale.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+    scale.add_argument("pool", metavar="NAME", help="name of the RolloutPool")
+    scale.add_argument("replicas", type=int, metavar="N", help="how many pods it is to have; 0 ends them all")
     doctor = _command(commands, "doctor", "what this machine lacks for local mode, and the command that mends it")
     doctor.add_argument("--json", action="store_true", help="as one JSON object")
     return top
@@ -73,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run = _command(commands, "run", "run an RLJob on this machine; the same command goes on where a run stopped")
-    run.add_argument("file", type=Path, metavar="FILE", help="manifest of an RLJob")
+    run.add_argument("file", type=Path, metavar="FILE", help="manifest of an RLJob, and of its RolloutPools")
     run.add_argument("--local", action="store_true", required=True, help="on this machine, without Kubernetes")
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default runs/<job>)")
     run.add_argument("--seed", type=int, metavar="N", help="instead of spec.seed")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from twinpod.api.load import check, load_manifest
-from twinpod.api.types import RLJob
+from twinpod.api.load import check
+from twinpod.api.types import RLJob, RolloutPool
 from twinpod.cli.live import make_view
 from twinpod.cli.outcome import write_outcome
 from twinpod.cli.preflight import check_inputs
@@ -20,13 +20,15 @@ from twinpod.cli.progress import read_progress
 from twinpod.errors import InputError
 from twinpod.local import Launcher
 from twinpod.local.folder import RunFolder, refuse_difference
+from twinpod.local.inputs import load_run
 from twinpod.local.isolation import isolate
 from twinpod.records.verdict import Verdict
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Exit code 0 when the job succeeded, 1 when it failed, 130 and above when a signal stopped it."""
-    job = overridden(load_manifest(arguments.file), seed=arguments.seed, iterations=arguments.iterations)
+    asked, pools = load_run(arguments.file)
+    job = overridden(asked, seed=arguments.seed, iterations=arguments.iterations)
     folder = RunFolder(arguments.out or Path("runs") / job.metadata.name)
     if not folder.job_file.exists():
         check_inputs(job)
@@ -36,7 +38,7 @@ def execute(arguments: argparse.Namespace) -> int:
         print(f"{job.metadata.name}: {there}; for a fresh run name another folder with --out")
         return write_outcome(job, folder, Console(highlight=False), check_export=not arguments.no_check)
     isolate()  # from here on in the launcher
-    sys.exit(_launch(job, folder, arguments))
+    sys.exit(_launch(job, pools, folder, arguments))
 
 
 def overridden(job: RLJob, *, seed: int | None, iterations: int | None) -> RLJob:
@@ -61,7 +63,7 @@ def finished(job: RLJob, folder: RunFolder) -> bool:
     return progress is not None and progress.state == "Succeeded" and progress.iterations == job.spec.iterations
 
 
-def _launch(job: RLJob, folder: RunFolder, arguments: argparse.Namespace) -> int:
+def _launch(job: RLJob, pools: tuple[RolloutPool, ...], folder: RunFolder, arguments: argparse.Namespace) -> int:
     folder.prepare()
     resumed = folder.adopt(job)
     console = Console(highlight=False)
@@ -71,7 +73,7 @@ def _launch(job: RLJob, folder: RunFolder, arguments: argparse.Namespace) -> int
     view = make_view(job.metadata.name, folder.books, console, live=not arguments.no_live)
     begun = time.monotonic()
     try:
-        ended = asyncio.run(Launcher(job, folder, view).run())
+        ended = asyncio.run(Launcher(job, folder, view, pools=pools).run())
     finally:
         view.close()
         folder.add_seconds(time.monotonic() - begun)

@@ -4,14 +4,16 @@ Theory of operation. `twinpod run FILE --local` starts the very pods that the op
 
     front ── launcher ─┬─ etcd                                TLS, data in the run folder
     (terminal)         ├─ J-master    / master: master        conducts, keeps the books
-                       └─ J-hybrid-0  / inference: sidecar    owns SGLang (standby, engine) and the rollout worker
-                                      / trainer: sidecar      owns torchrun and its Megatron ranks
+                       ├─ J-hybrid-0  / inference: sidecar    owns SGLang (standby, engine) and the rollout worker
+                       │  (-1, ..)    / trainer: sidecar      owns torchrun and its Megatron ranks
+                       └─ P-rollout-0 / inference: sidecar    of a RolloutPool in the same file, 0 or more
 
 1. The manifest is read and checked, the run folder locked, the namespaces made (`isolation`).
 2. `twinpod_operator.render` makes the manifests; `manifest` reads them into a plan and refuses what it cannot honour.
 3. Every pod gets an address in 127/8 (`addresses`), every container its mounts and a hosts file (`mounts`), every
    process certificates of this start's authorities (`identities`).
 4. `pods` leads each pod as the kubelet does; `records.verdict` decides, as in the operator, what a failed pod means.
+   Pods of pools stand aside (`pools`): they come and go by `twinpod scale` (`control`) and never touch the job's own.
 5. Whatever ends this, nothing stays: signals end pods within their grace, `kill -9` of front or launcher ends all.
 
 State is in the run folder only (`folder`), so the same command goes on where it stopped.
@@ -23,21 +25,23 @@ import asyncio
 import datetime
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from twinpod.api.types import RLJob
+from twinpod.api.types import RLJob, RolloutPool
 from twinpod.errors import EnvironmentFault
 from twinpod.local.addresses import ETCD_HOST, choose_block, hosts_file, pod_address
+from twinpod.local.control import Control
 from twinpod.local.etcd_server import CLIENT_PORT, PEER_PORT, EtcdServer
 from twinpod.local.folder import RunFolder, write_whole
 from twinpod.local.identities import write_identities
 from twinpod.local.mounts import Volumes, check_memory, needed_paths
 from twinpod.local.plan import Pod
 from twinpod.local.pods import Place, PodRun
-from twinpod.local.rendering import ETCD_NAME, Rendered, render_locally
+from twinpod.local.pools import Pool
+from twinpod.local.rendering import ETCD_NAME, Rendered, RenderedPool, render_locally, render_pool_locally
 from twinpod.records.verdict import Decision, Outcome, Verdict, decide
 
 LEAVE_S = 30.0  # for the other pods to end by themselves after the master has
@@ -73,7 +77,9 @@ class Launcher:
         folder: RunFolder,
         spectator: Spectator,
         render: Callable[[RLJob, str], Rendered] = render_locally,
+        pools: Sequence[RolloutPool] = (),
     ) -> None:
+        self._pool_specs = tuple(pools)
         self._job, self._folder, self._spectator, self._render = job, folder, spectator, render
         self._signal = 0
         self._restarts = 0
@@ -95,36 +101,56 @@ class Launcher:
         return Ended(decision=decision, restarts=self._restarts, signal=self._signal)
 
     async def _run(self) -> Decision:
-        rendered = self._render(self._job, self._folder.uid())
-        check_memory(rendered.pods)
-        block = choose_block([pod.ports for pod in rendered.pods], (CLIENT_PORT, PEER_PORT))
-        place = self._prepare(rendered, block)
+        uid = self._folder.uid()
+        rendered = self._render(self._job, uid)
+        rendered_pools = [render_pool_locally(pool, self._job, uid) for pool in self._pool_specs]
+        check_memory([*rendered.pods, *(pod for one in rendered_pools for pod in one.pods[: one.replicas])])
+        every_pod = (*rendered.pods, *(pod for one in rendered_pools for pod in one.pods))
+        block = choose_block([pod.ports for pod in every_pod], (CLIENT_PORT, PEER_PORT))
+        configs = {**rendered.configs, **{name: files for one in rendered_pools for name, files in one.configs.items()}}
+        place = self._prepare(rendered, every_pod, configs, block)
+        pools = self._pools(rendered_pools, place, len(rendered.pods))
+        control = Control(self._folder.root, pools, lambda pool, wanted: check_memory(pool.added(wanted)))
         tls, log = self._folder.secrets / "etcd-server", self._folder.logs / "etcd.log"
         etcd = EtcdServer(f"{block}.{ETCD_HOST}", self._folder.etcd, tls, log, self._note)
         await etcd.start()
         following = asyncio.create_task(self._spectator.follow())
         keeping_etcd = asyncio.create_task(etcd.watch())
+        helping = [asyncio.create_task(pool.run()) for pool in pools.values()]
         try:
+            await control.start()
             return await self._attempts(rendered.pods, rendered.master, place, keeping_etcd)
         finally:
-            for task in (following, keeping_etcd):
+            await control.stop()
+            for task in (*helping, following, keeping_etcd):
                 task.cancel()
-            await asyncio.gather(following, keeping_etcd, return_exceptions=True)
+            await asyncio.gather(*helping, following, keeping_etcd, return_exceptions=True)
             await etcd.stop()
 
-    def _prepare(self, rendered: Rendered, block: str) -> Callable[[int], Place]:
-        """Writes what containers will see; returns the place of each pod by its running number."""
+    def _pools(self, rendered: Sequence[RenderedPool], place: Callable[[int], Place], first: int) -> dict[str, Pool]:
+        """The pools by name; their pods' places begin with the running number `first`."""
+        pools: dict[str, Pool] = {}
+        for one in rendered:
+            places = [place(first + index) for index in range(len(one.pods))]
+            pools[one.name] = Pool(one.name, one.pods, places, one.replicas, self._note)
+            first += len(one.pods)
+        return pools
+
+    def _prepare(
+        self, rendered: Rendered, pods: Sequence[Pod], configs: Mapping[str, Mapping[str, str]], block: str
+    ) -> Callable[[int], Place]:
+        """Writes what containers will see; returns the place of each pod by its running number among `pods`."""
         names: dict[str, tuple[str, ...]] = {f"{block}.{ETCD_HOST}": (ETCD_NAME,)}
-        names |= {pod_address(block, index): pod.names for index, pod in enumerate(rendered.pods)}
+        names |= {pod_address(block, index): pod.names for index, pod in enumerate(pods)}
         write_identities(self._folder.secrets, rendered, names, f"{block}.{ETCD_HOST}")
-        for config, files in rendered.configs.items():
+        for config, files in configs.items():
             (self._folder.config / config).mkdir(exist_ok=True)
             for name, text in files.items():
                 write_whole(self._folder.config / config / name, text)
         write_whole(self._folder.config / "hosts", hosts_file(names))
         claims = rendered.claims(self._folder.state, self._folder.snapshots)
         volumes = Volumes(self._folder, claims, needed_paths(self._job))
-        volumes.lay_ground(rendered.pods)
+        volumes.lay_ground(pods)
         here = Path.cwd()
 
         def place(index: int) -> Place:

@@ -8,15 +8,22 @@ import errno
 import socket
 from collections.abc import Sequence
 
-from twinpod.errors import EnvironmentFault
+from twinpod.errors import EnvironmentFault, InputError
 
 BLOCKS = tuple(f"127.74.{third}" for third in range(1, 65))  # a block a run; several runs may share the machine
 FIRST_POD = 10  # below: the platform's own services
+LAST_HOST = 254
 ETCD_HOST = 1
 
 
 def choose_block(ports_of_pods: Sequence[tuple[int, ...]], platform_ports: tuple[int, ...]) -> str:
     """The first block where everything can be bound; EnvironmentFault names the port that is taken in all of them."""
+    if FIRST_POD + len(ports_of_pods) > LAST_HOST:
+        raise InputError(
+            f"{len(ports_of_pods)} pods, pools at their largest included, are more than the {LAST_HOST - FIRST_POD}"
+            " that local mode has addresses for",
+            mend="ask for fewer hybrid.replicas or RolloutPools, or run the job on Kubernetes",
+        )
     taken: tuple[str, int] | None = None
     for block in BLOCKS:
         wanted = [(f"{block}.{ETCD_HOST}", port) for port in platform_ports]

@@ -10,6 +10,7 @@ pods/         what containers wrote into their own folders, kept for a look
 etcd/         etcd's data
 secrets/      keys and certificates of this start (mode 0700)
 config/       ConfigMaps, hosts file
+control.sock  takes the orders of `twinpod scale` while a run goes on
 summary.json, reward.png   the end of a finished run
 """
 

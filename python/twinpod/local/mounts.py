@@ -82,11 +82,13 @@ class Volumes:
             mount("tmpfs", str(path), "tmpfs", MS_NOSUID | MS_NODEV, f"{limit},mode=1777")
             self._mounted.add(path)
             return
-        for left in path.iterdir():
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+        _remove_all(path)
+
+    def empty(self, pod: Pod) -> None:
+        """Gives the memory of a pod's volumes back."""
+        for volume in pod.volumes:
+            if volume.kind is VolumeKind.MEMORY and self.path(pod, volume) in self._mounted:
+                _remove_all(self.path(pod, volume))
 
     def path(self, pod: Pod, volume: Volume) -> Path:
         """Where the launcher has the volume."""
@@ -118,6 +120,14 @@ class Volumes:
             binds.append((str(source), part.path, part.read_only or fixed))
         hosts = (str(self._folder.config / "hosts"), "/etc/hosts", True)
         return Sight(binds=(*binds, hosts), keep=self._keep)
+
+
+def _remove_all(folder: Path) -> None:
+    for left in folder.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 def containers_of(pod: Pod) -> tuple[Container, ...]:

@@ -127,7 +127,8 @@ class Crew:
     async def dismiss(self, iteration: int) -> None:
         """Everybody may go; who is gone already does not matter, and helping pods need not answer."""
         order = Order(verb=Verb.EXIT, iteration=iteration, deadline_s=20.0)
-        awaited, others = [], []
+        awaited: list[asyncio.Task[Reply | None]] = []
+        others: list[asyncio.Task[Reply | None]] = []
         for member in await self._board.members():
             task = asyncio.create_task(leniently(self._halves, member, order))
             (awaited if member.pod in self._hybrid else others).append(task)

@@ -46,7 +46,7 @@ class Recruits:
 
     @asynccontextmanager
     async def at_work(self, copies: Copies, iteration: int, hybrid: frozenset[str]) -> AsyncIterator[None]:
-        """Within the block, helping halves that are there or come take the version; so do hybrid ones that come back."""
+        """Within the block, helping halves that are there or come take the version; hybrid ones that come back, too."""
         self.sworn, self.hybrid_ready = set(), False
         looking = asyncio.create_task(self._look(copies, iteration, hybrid))
         try:
