@@ -6,10 +6,10 @@ SAMPLE := manifests/samples/reverse-letters.yaml
 TESTS ?= tests/unit tests/structure tests/flow
 SURVIVAL := tests/flow/test_survival.py
 
-.PHONY: help setup demo demo-local test test-survival verify protos crds pins bench bench-rollout bench-learning soak doctor clean
+.PHONY: help setup demo demo-local test test-survival verify protos crds pins bench bench-rollout bench-learning soak cluster-up cluster-down cluster-kubeconfig doctor clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## third-party packages (once a machine) and this checkout's .venv (seconds)
 	@./tools/setup
@@ -48,6 +48,15 @@ bench-learning: setup ## three seeds of the samples to their end, as a table and
 
 soak: setup ## a long run with random kills of every process
 	@$(PY) tests/bench/soak.py
+
+cluster-up: setup ## a Kubernetes cluster with two nodes on this machine (needs root; the first time builds it)
+	@$(PY) -m tests.cluster up
+
+cluster-down: ## stop it; nothing is left but built programs and pushed images
+	@$(PY) -m tests.cluster down
+
+cluster-kubeconfig: ## print the path of its kubeconfig (with make -s)
+	@$(PY) -m tests.cluster kubeconfig
 
 doctor: ## what this machine lacks, and the command that mends it
 	@.venv/bin/twinpod doctor

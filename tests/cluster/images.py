@@ -44,19 +44,19 @@ def image(
     return Image(manifest=json.dumps(manifest).encode(), blobs={_digest(data): data for data in blobs.values()})
 
 
-def push(registry: str, name: str, made: Image) -> str:
-    """Push as `name` (with a tag) and return the full name. What is there already is not sent again."""
+def push(host: str, name: str, made: Image) -> str:
+    """Push to a registry as `name` (with a tag) and return the full name. What is there already is not sent again."""
     repository, tag = name.rsplit(":", 1)
-    with httpx.Client(base_url=f"http://{registry}/v2/{repository}", timeout=TIMEOUT_S, trust_env=False) as client:
+    with httpx.Client(base_url=f"http://{host}/v2/{repository}", timeout=TIMEOUT_S, trust_env=False) as client:
         for digest, data in made.blobs.items():
             if client.head(f"/blobs/{digest}").status_code == httpx.codes.OK:
                 continue
             begun = client.post("/blobs/uploads/").raise_for_status()
             place = httpx.URL(begun.headers["Location"]).copy_merge_params({"digest": digest})
-            target = f"http://{registry}{place.raw_path.decode()}"
+            target = f"http://{host}{place.raw_path.decode()}"
             client.put(target, content=data, headers={"Content-Type": "application/octet-stream"}).raise_for_status()
         client.put(f"/manifests/{tag}", content=made.manifest, headers={"Content-Type": MANIFEST}).raise_for_status()
-    return f"{registry}/{name}"
+    return f"{host}/{name}"
 
 
 def _tar(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:

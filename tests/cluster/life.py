@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 import httpx
-from tests.cluster import building, control_plane, identities, leftovers, node, services, supervisor
+from tests.cluster import building, control_plane, identities, leftovers, machine, node, services, supervisor
 from tests.cluster.api import Api
 from tests.cluster.images import image, push
 from tests.cluster.layout import ClusterFault, Layout, Mode, cache, choose_layout, read_layout, root_of
@@ -25,13 +25,20 @@ KEPT_BY_DOWN = {"registry", "layout.json"}
 
 def build(mode: Mode) -> None:
     """Everything that a cluster of the mode is started from."""
-    building.build(Steps(cache() / "logs"), full=mode == "full")
+    _prepare(Steps(cache() / "logs"), mode)
+
+
+def _prepare(steps: Steps, mode: Mode) -> None:
+    cache().mkdir(parents=True, exist_ok=True)
+    if mode == "full":
+        machine.prepare(steps)
+    building.build(steps, full=mode == "full")
 
 
 def up(name: str, mode: Mode) -> Layout:
     """Build, start, and return when it is ready. Cleans first what a killed cluster of the name left."""
     steps = Steps(cache() / "logs")
-    building.build(steps, full=mode == "full")
+    _prepare(steps, mode)
     with _alone(name):
         known = read_layout(name)
         if known is not None and supervisor.running(known):
@@ -68,6 +75,8 @@ def _start(steps: Steps, name: str, mode: Mode) -> Layout:
     if known is not None:
         leftovers.sweep(known)
     layout = choose_layout(name, mode)
+    if layout.full:
+        machine.check_space(layout)
     layout.write()
     layout.logs.mkdir(parents=True, exist_ok=True)
     identities.make_identities(layout)

@@ -92,9 +92,9 @@ def test_no_error_is_swallowed_in_silence() -> None:
 
 def test_tests_do_not_sleep() -> None:
     sleep = re.compile(r"\btime\.sleep\(")
-    assert [
-        str(path) for path in tracked("tests/*.py") if sleep.search(path.read_text()) and path != Path(__file__)
-    ] == []
+    cluster = TOP / "tests" / "cluster"  # a program that tests start; of its files only the tests are tests
+    tests = [path for path in tracked("tests/*.py") if path.parent != cluster or path.name.startswith("test_")]
+    assert [str(path) for path in tests if sleep.search(path.read_text()) and path != Path(__file__)] == []
 
 
 PLACES = re.compile(
