@@ -16,6 +16,25 @@ from twinpod.api.yaml_text import read_document
 cel = pytest.importorskip("cel", reason="common-expression-language, a development dependency")
 
 SAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "samples"
+PATCHES: list[dict[str, Any]] = [
+    *({"metadata": {kind: {key: "x"}}} for kind in ("labels", "annotations") for key in ("team", "twinpod.dev/job")),
+    *({"spec": {"volumes": [{"name": name, "emptyDir": {}}]}} for name in ("data", "tls", "tmp-x")),
+    *({"spec": {"containers": [{"name": name}]}} for name in ("trainer", "inference", "master")),
+    *(
+        {"spec": {"containers": [{"name": name, **more}]}}
+        for name in ("trainer", "master")
+        for more in (
+            {"env": [{"name": "HF_HUB_OFFLINE", "value": "1"}]},
+            {"env": [{"name": "HOME", "value": "/"}]},
+            {"volumeMounts": [{"name": "data", "mountPath": "/data"}]},
+            {"volumeMounts": [{"name": "data", "mountPath": "/dev/shm"}]},
+            {"volumeMounts": [{"name": "data", "mountPath": "/"}]},
+            {"resources": {"limits": {"rdma/hca": "1"}}},
+            {"resources": {"limits": {"memory": "1Gi"}}},
+            {"resources": {"requests": {"nvidia.com/gpu": "1"}}},
+        )
+    ),
+]
 # One change a row; a rule is looked at for each of them, whether it is about that field or not.
 CHANGES: list[tuple[str, Any]] = [
     ("spec.model.from", "/m"),
@@ -49,10 +68,7 @@ CHANGES: list[tuple[str, Any]] = [
     ("spec.hybrid.lifeCycle", "Sleep"),
     ("spec.storage.snapshots.url", "not a url"),
     ("spec.failurePolicy.backoffSeconds", 301),
-    ("spec.hybrid.podPatch", {"spec": {"containers": [{"name": "trainer"}]}}),
-    ("spec.hybrid.podPatch", {"spec": {"containers": [{"name": "master"}]}}),
-    ("spec.master.podPatch", {"spec": {"containers": [{"name": "master"}]}}),
-    ("spec.master.podPatch", {"spec": {"containers": [{"name": "trainer"}]}}),
+    *((f"spec.{owner}.podPatch", patch) for owner in ("hybrid", "master") for patch in PATCHES),
     ("spec.storage.snapshots", {"url": "s3://b/x", "existingClaim": "c"}),
 ]
 
@@ -81,6 +97,7 @@ COMBINED: list[tuple[tuple[str, Any], ...]] = [
     (("spec.rollout.segmentTokens", 2), ("spec.rollout.maxSegmentAge", 2)),
     (("spec.model.config", GONE), ("spec.model.fromSnapshot", {"claim": "c", "folder": "export"})),
     (("spec.model.fromSnapshot", {"claim": "c", "folder": "iteration-1"}),),
+    (("spec.model.fromSnapshot", {"claim": "c", "folder": "a/../b"}),),
     (("spec.model.from", "/m"), ("spec.model.fromSnapshot", {"claim": "c", "folder": "export"})),
 ]
 

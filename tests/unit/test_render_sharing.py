@@ -190,8 +190,11 @@ def test_an_empty_patch_changes_nothing_and_the_given_pod_is_never_changed() -> 
         ({"restartPolicy": "Always"}, "podPatch.spec.restartPolicy: cannot be patched: it is Never: the operator"),
         ({"nodeName": "n"}, "podPatch.spec.nodeName: cannot be patched: it would go around the scheduler"),
         ({"nodeSelektor": {}}, "podPatch.spec.nodeSelektor: unknown field; did you mean nodeSelector?"),
-        ({"volumes": [{"name": "x", "hostPath": {"path": "/"}}]}, 'spec.volumes "x" cannot be of kind hostPath'),
-        ({"volumes": [{"name": "tls", "emptyDir": {}}]}, 'spec.volumes "tls" cannot be patched: Twinpod has a volume'),
+        (
+            {"volumes": [{"name": "x", "hostPath": {"path": "/"}}]},
+            "podPatch.spec.volumes[0].hostPath: cannot be patched: it would raise the pod's privileges",
+        ),
+        ({"volumes": [{"name": "tls", "emptyDir": {}}]}, "podPatch.spec.volumes: cannot replace a volume of Twinpod"),
         (
             {"volumes": [{"name": "x", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]},
             'spec.volumes "x" cannot hold a service account token',
@@ -204,15 +207,15 @@ def test_an_empty_patch_changes_nothing_and_the_given_pod_is_never_changed() -> 
         ),
         (
             {"containers": [{"name": "trainer", "env": [{"name": "CUDA_VISIBLE_DEVICES", "value": "0"}]}]},
-            'spec.containers "trainer": env CUDA_VISIBLE_DEVICES cannot be patched: Twinpod sets it',
+            "podPatch.spec.containers: env cannot set TWINPOD_*, CUDA_VISIBLE_DEVICES",
         ),
         (
             {"containers": [{"name": "trainer", "volumeMounts": [{"name": "x", "mountPath": "/dev/shm"}]}]},
-            'spec.containers "trainer": nothing can be mounted at /dev/shm',
+            "podPatch.spec.containers: volumeMounts cannot be in folders of Twinpod or the system",
         ),
         (
             {"containers": [{"name": "trainer", "resources": {"limits": {"memory": "1Gi"}}}]},
-            'spec.containers "trainer": resources.limits memory cannot be patched: it has a field of its own',
+            "podPatch.spec.containers: resources cannot set cpu, memory, nvidia.com/gpu",
         ),
         (
             {"containers": [{"name": "trainer", "image": "x"}]},
@@ -229,7 +232,7 @@ def test_a_patch_is_refused_with_the_reason(spec: dict[str, Any], line: str) -> 
 
 @pytest.mark.parametrize("key", ["twinpod.dev/job-uid", "kueue.x-k8s.io/queue-name", "app.kubernetes.io/name"])
 def test_labels_that_select_pods_cannot_be_patched(key: str) -> None:
-    with pytest.raises(ManifestError, match="cannot be patched: it is set by the job"):
+    with pytest.raises(ManifestError, match="cannot set keys of twinpod"):
         job_with(hybrid={"podPatch": {"metadata": {"labels": {key: "x"}}}})
 
 

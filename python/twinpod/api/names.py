@@ -47,11 +47,7 @@ ANNOTATION_KARPENTER = "karpenter.sh/do-not-disrupt"
 ANNOTATION_REVISION = f"{GROUP}/revision"  # digest of what we applied; of a Secret's data for certificates
 ANNOTATION_RENEW_AT = f"{GROUP}/renew-at"  # unix seconds; on Secrets with certificates
 
-# Gates, finalizers and marks
-SCHEDULING_GATE = f"{GROUP}/gang"  # ours: holds the pods of a job until all may be placed
-QUEUE_GATE = "kueue.x-k8s.io/admission"
-QUEUE_FINALIZER = "kueue.x-k8s.io/managed"
-QUEUE_RETRIABLE = "kueue.x-k8s.io/retriable-in-group"  # annotation; "false" ends a pod group
+# Finalizers and marks
 QUEUE_STOPPED = "TerminationTarget"  # pod condition of a pod that a queueing system takes back
 FINALIZER = f"{GROUP}/etcd"  # until the job's keys in etcd are swept
 

@@ -7,9 +7,8 @@ merges; what stands in a free-form part is checked by the API server when the op
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, JsonValue, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
@@ -21,13 +20,7 @@ LabelKey = Annotated[str, Field(strict=True, max_length=317)]
 Free = Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
 """A part as the Pod API has it; the API server checks it."""
 Map = Annotated[dict[LabelKey, Text], Field(max_length=64)]
-_PRIVILEGE = "would raise the pod's privileges"
-_VOLUMES = ("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret")
-_OWN_VOLUMES = ("job", "tls", "etcd-tls", "run", "shm", "state", "snapshots", "source", "pool")
-_OWN_KEYS = (names.GROUP, "kueue.x-k8s.io", "app.kubernetes.io")
-_OWN_FOLDERS = ("/etc/twinpod", "/run/twinpod", "/var/lib/twinpod", "/dev", "/proc", "/sys", names.TEMPORARY_FOLDER)
-RESERVED_ENVIRONMENT = r"^(TWINPOD_.*|CUDA_VISIBLE_DEVICES|NVIDIA_VISIBLE_DEVICES|HOME)$"
-_OWN_RESOURCES = ("cpu", "memory", "nvidia.com/gpu")
+PRIVILEGE = "would raise the pod's privileges"
 CONTAINERS = (names.CONTAINER_MASTER, names.CONTAINER_TRAINER, names.CONTAINER_INFERENCE)
 
 
@@ -62,11 +55,26 @@ class PatchResources(Part):
     limits: Annotated[dict[LabelKey, Quantity], Field(max_length=16)] = Field(default_factory=dict)
 
 
+class PatchVolume(Part):
+    """A volume of one of the kinds that Pod Security `restricted` allows; its source is as the Pod API has it."""
+
+    refused: ClassVar[Mapping[str, str]] = {"hostPath": PRIVILEGE}
+    name: ObjectName
+    config_map: Free | None = None
+    csi: Free | None = None
+    downward_api: Free | None = Field(default=None, alias="downwardAPI")
+    empty_dir: Free | None = None
+    ephemeral: Free | None = None
+    persistent_volume_claim: Free | None = None
+    projected: Free | None = None
+    secret: Free | None = None
+
+
 class PatchContainer(Part):
     """What to add to one of the pod's own containers, found by its name."""
 
     refused: ClassVar[Mapping[str, str]] = {
-        "securityContext": _PRIVILEGE,
+        "securityContext": PRIVILEGE,
         "image": "has a field of its own: trainer.image, inference.image",
         **dict.fromkeys(("command", "args", "ports"), "is Twinpod's contract with its processes"),
         **dict.fromkeys(("livenessProbe", "readinessProbe", "startupProbe"), "is Twinpod's own"),
@@ -82,9 +90,9 @@ class PatchSpec(Part):
     """Fields of the pod's spec that may be set; entries of lists are added to ours."""
 
     refused: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("hostNetwork", "hostPID", "hostIPC", "hostUsers", "shareProcessNamespace"), _PRIVILEGE),
-        **dict.fromkeys(("serviceAccountName", "serviceAccount", "automountServiceAccountToken"), _PRIVILEGE),
-        "securityContext": _PRIVILEGE,
+        **dict.fromkeys(("hostNetwork", "hostPID", "hostIPC", "hostUsers", "shareProcessNamespace"), PRIVILEGE),
+        **dict.fromkeys(("serviceAccountName", "serviceAccount", "automountServiceAccountToken"), PRIVILEGE),
+        "securityContext": PRIVILEGE,
         "restartPolicy": "is Never: the operator owns retries",
         "nodeName": "would go around the scheduler; use nodeSelector",
         "schedulingGates": "is how jobs take turns; the operator owns it",
@@ -102,8 +110,8 @@ class PatchSpec(Part):
     dns_config: Free | None = None
     host_aliases: Annotated[tuple[Free, ...], Field(max_length=32)] = ()
     resource_claims: Annotated[tuple[Free, ...], Field(max_length=16)] = ()
-    volumes: Annotated[tuple[Free, ...], Field(max_length=32)] = ()
-    """More volumes, of the kinds that Pod Security `restricted` allows."""
+    volumes: Annotated[tuple[PatchVolume, ...], Field(max_length=32)] = ()
+    """More volumes."""
     init_containers: Annotated[tuple[Free, ...], Field(max_length=16)] = ()
     """More init containers and sidecars; they run before ours, and with our security context."""
     containers: Annotated[tuple[PatchContainer, ...], Field(max_length=3)] = ()
@@ -123,56 +131,20 @@ class PodPatch(Part):
 
 
 def _problems(patch: PodPatch) -> Iterator[str]:
-    """What the schema cannot say: entries that would replace ours or raise privileges."""
-    for kind, keys in (("labels", patch.metadata.labels), ("annotations", patch.metadata.annotations)):
-        for key in keys:
-            if any(key.split("/")[0].endswith(own) for own in _OWN_KEYS if "/" in key):
-                yield f'metadata.{kind} "{key}" cannot be patched: it is set by the job'
-    for volume in patch.spec.volumes:
-        yield from _volume_problems(volume)
+    """What neither the schema nor a rule can say: entries of free-form parts that replace ours or raise privileges."""
     for claim in patch.spec.resource_claims:
         if claim.get("name") == names.DEVICE_CLAIM:
             yield f'spec.resourceClaims "{names.DEVICE_CLAIM}" cannot be patched: it holds the accelerators'
+    for volume in patch.spec.volumes:
+        sources = (volume.projected or {}).get("sources")
+        tokens = [source for source in sources if isinstance(source, dict)] if isinstance(sources, list) else []
+        if any("serviceAccountToken" in source for source in tokens):
+            yield f'spec.volumes "{volume.name}" cannot hold a service account token: it {PRIVILEGE}'
     for container in patch.spec.init_containers:
-        yield from _sidecar_problems(container)
-    for own in patch.spec.containers:
-        yield from _container_problems(own)
-
-
-def _volume_problems(volume: Mapping[str, Any]) -> Iterator[str]:
-    name, where = volume.get("name"), "spec.volumes"
-    if not isinstance(name, str) or not name:
-        yield f"{where}: each entry needs a name"
-    elif name in _OWN_VOLUMES or name.startswith("tmp-"):
-        yield f'{where} "{name}" cannot be patched: Twinpod has a volume of this name'
-    for kind in volume.keys() - {"name"}:
-        if kind not in _VOLUMES:
-            yield f'{where} "{name}" cannot be of kind {kind}: it {_PRIVILEGE}; use one of {", ".join(_VOLUMES)}'
-    sources = (volume.get("projected") or {}).get("sources", ()) if isinstance(volume.get("projected"), dict) else ()
-    if any(isinstance(source, dict) and "serviceAccountToken" in source for source in sources):
-        yield f'{where} "{name}" cannot hold a service account token: it {_PRIVILEGE}'
-
-
-def _sidecar_problems(container: Mapping[str, Any]) -> Iterator[str]:
-    name = container.get("name")
-    if not isinstance(name, str) or not name:
-        yield "spec.initContainers: each entry needs a name"
-    elif name in CONTAINERS:
-        yield f'spec.initContainers "{name}" cannot be patched here; name it below containers'
-    if "securityContext" in container:
-        yield f'spec.initContainers "{name}" cannot have a securityContext: it {_PRIVILEGE}; ours is set'
-
-
-def _container_problems(own: PatchContainer) -> Iterator[str]:
-    where = f'spec.containers "{own.name}"'
-    for variable in own.env:
-        if re.match(RESERVED_ENVIRONMENT, variable.name):
-            yield f"{where}: env {variable.name} cannot be patched: Twinpod sets it"
-    for mounted in own.volume_mounts:
-        path = mounted.mount_path
-        if any(path == folder or path.startswith(f"{folder}/") or path == "/" for folder in _OWN_FOLDERS):
-            yield f"{where}: nothing can be mounted at {path}: the folder is Twinpod's or the system's"
-    for kind, amounts in (("requests", own.resources.requests), ("limits", own.resources.limits)):
-        for key in amounts:
-            if key in _OWN_RESOURCES:
-                yield f"{where}: resources.{kind} {key} cannot be patched: it has a field of its own"
+        name = container.get("name")
+        if not isinstance(name, str) or not name:
+            yield "spec.initContainers: each entry needs a name"
+        elif name in CONTAINERS:
+            yield f'spec.initContainers "{name}" cannot be patched here; name it below containers'
+        if "securityContext" in container:
+            yield f'spec.initContainers "{name}" cannot have a securityContext: it {PRIVILEGE}; ours is set'

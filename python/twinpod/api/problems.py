@@ -15,6 +15,8 @@ Model = type[BaseModel]
 _EXPLAINED = {
     "string_pattern_mismatch": {
         "name": "must be lower-case letters, digits and '-', and begin with a letter",
+        "folder": "must be a folder of the volume, without a / at its beginning",
+        "managedBy": "must be a path below a domain, such as example.com/controller",
         "target": 'must look like "package.module:function"',
     }
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from twinpod.api import names
 from twinpod.api.change_rules import JOB_CHANGES, POOL_CHANGES
+from twinpod.api.patch_rules import JOB_PATCHES, POOL_PATCHES
 from twinpod.api.rules import Rule, at, has
 
 
@@ -106,6 +106,16 @@ _MODEL = (
     ),
 )
 
+
+_SOURCE = (
+    Rule(
+        path="spec.model.fromSnapshot",
+        field="folder",
+        cel="!self.folder.contains('..')",
+        holds=lambda self: ".." not in self.folder,
+        message='"{self.folder}" leads out of the volume; leave ".." out',
+    ),
+)
 
 _DATA = (
     _one_of("spec.dataset", "entryPoint", "jsonLines", "reasoningGym"),
@@ -331,23 +341,6 @@ _HYBRID = (
 )
 
 
-def _patched_containers(path: str, *known: str) -> Rule:
-    """A pod's patch may name only containers that the pod has."""
-    listed = ", ".join(known)
-    return Rule(
-        path=f"{path}.podPatch.spec",
-        field="containers",
-        cel=f"!has(self.containers) || self.containers.all(c, c.name in [{', '.join(repr(name) for name in known)}])",
-        holds=lambda self: not has(self, "containers") or all(entry["name"] in known for entry in self.containers),
-        message=f"may only name {listed}: the pod has no other",
-    )
-
-
-_PATCHES = (
-    _patched_containers("spec.hybrid", names.CONTAINER_TRAINER, names.CONTAINER_INFERENCE),
-    _patched_containers("spec.master", names.CONTAINER_MASTER),
-)
-
 _STORAGE = (
     Rule(
         path="spec.storage.snapshots",
@@ -377,6 +370,7 @@ _FAILURE = (
 
 JOB_RULES: tuple[Rule, ...] = (
     *_MODEL,
+    *_SOURCE,
     *_DATA,
     *_ALGORITHM,
     *_ROLLOUT,
@@ -384,7 +378,7 @@ JOB_RULES: tuple[Rule, ...] = (
     *_HYBRID,
     *_STORAGE,
     *_FAILURE,
-    *_PATCHES,
+    *JOB_PATCHES,
     *JOB_CHANGES,
 )
 POOL_RULES: tuple[Rule, ...] = (
@@ -395,7 +389,7 @@ POOL_RULES: tuple[Rule, ...] = (
         holds=lambda self: self.accelerators == 0 or self.inference.tensorParallel <= self.accelerators,
         message="{self.inference.tensorParallel} is more than the accelerators of a pod ({self.accelerators})",
     ),
-    _patched_containers("spec", names.CONTAINER_INFERENCE),
+    *POOL_PATCHES,
     *POOL_CHANGES,
 )
 SANDBOX_RULES: tuple[Rule, ...] = (

@@ -30,6 +30,10 @@ class Node:
         value = self._data[name]
         return Node(value) if isinstance(value, dict) else value
 
+    def plain(self, name: str) -> Any:
+        """The field's value as it is: a mapping whose keys are data."""
+        return self._data[name]
+
 
 def has(node: Node, path: str) -> bool:
     """True when every part of a dotted path below the node is there."""
