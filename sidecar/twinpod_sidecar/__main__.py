@@ -17,6 +17,9 @@ from twinpod.api.model_folder import write_model_folder
 from twinpod.api.pod_view import load_job
 from twinpod.api.quantity import to_bytes
 from twinpod.api.types import RLJob
+from twinpod.checkpoint.carriers.grpc import GrpcCarrier, shard_service
+from twinpod.checkpoint.fetch import Stager
+from twinpod.checkpoint.shelf import Shelf
 from twinpod.coordination.etcd import EtcdStore
 from twinpod.coordination.keys import Keys
 from twinpod.errors import TwinpodError
@@ -24,8 +27,9 @@ from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine, server_arg
 from twinpod.records.life import HalfKind, HalfStatus
 from twinpod.rpc.channel import listening_host, serve
 from twinpod_sidecar.children import Children
+from twinpod_sidecar.engine_port import Engine
 from twinpod_sidecar.health import Health
-from twinpod_sidecar.inference import Engine, InferenceHalf, free_port
+from twinpod_sidecar.inference import InferenceHalf, free_port
 from twinpod_sidecar.members import Member
 from twinpod_sidecar.service import HalfService
 from twinpod_sidecar.settings import HalfSettings, check_shared_memory, inference_settings, training_settings
@@ -50,9 +54,12 @@ async def run_inference(job: RLJob, environment: Environment) -> int:
     """Wire the inference half and run it."""
     settings = inference_settings(job, environment, os.environ)
     news = asyncio.Event()
-    half = InferenceHalf(settings, SGLang(), Children(), news.set)
+    shelf = Shelf()
+    address = f"{environment.address}:{settings.half.port}"
+    stager = Stager(environment.shm, address, GrpcCarrier(environment.tls), shelf)
+    half = InferenceHalf(settings, SGLang(), Children(), stager, news.set)
     member = _member(environment, HalfKind.INFERENCE, half.status, news)
-    return await _run(settings.half, half, [HalfService(half)], member)
+    return await _run(settings.half, half, [HalfService(half), shard_service(shelf)], member)
 
 
 async def run_training(job: RLJob, environment: Environment) -> int:
@@ -60,9 +67,11 @@ async def run_training(job: RLJob, environment: Environment) -> int:
     attempt = time.time_ns() // 1_000_000
     settings = training_settings(job, environment, os.environ, free_port=free_port(), attempt=attempt)
     news = asyncio.Event()
-    half = TrainingHalf(settings, Children(), news.set)
+    shelf = Shelf()
+    half = TrainingHalf(settings, Children(), shelf, news.set)
     member = _member(environment, HalfKind.TRAINING, half.status, news)
-    return await _run(settings.half, half, [HalfService(half), TrainerLink(half, attempt)], member)
+    servicers = [HalfService(half), TrainerLink(half, attempt), shard_service(shelf)]
+    return await _run(settings.half, half, servicers, member)
 
 
 def _member(environment: Environment, kind: HalfKind, status: Callable[[], HalfStatus], news: asyncio.Event) -> Member:

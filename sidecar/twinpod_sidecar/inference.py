@@ -1,8 +1,8 @@
 """The inference half acts here: standby, engine, weights and rollout worker, as `machine` decides.
 
 Every act is a task that ends by posting an event; events are taken one at a time, in order. Nothing waits for
-anything else, so an engine starts while its weights are hashed, and a kill never waits for a start. An engine's tasks
-are cancelled before it is killed, so no late answer of it is heard.
+anything else, so an engine starts while its weights are fetched and hashed, and a kill never waits for a start. An
+engine's tasks are cancelled before it is killed, so no late answer of it is heard.
 """
 
 from __future__ import annotations
@@ -15,65 +15,28 @@ import secrets
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
+from twinpod.checkpoint.fetch import Stager
 from twinpod.checkpoint.manifest import manifest_path, write_manifest
+from twinpod.checkpoint.plan import is_here, shards_away
 from twinpod.checkpoint.verify import verify_version
 from twinpod.checkpoint.versions import check_version
 from twinpod.errors import EngineFault, TwinpodError
 from twinpod.inference.sglang_engine import EngineSpec
 from twinpod.records import codec
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.weights import WeightVersion
+from twinpod.records.weights import Serving, WeightVersion
 from twinpod.rpc.errors import reply_error
 from twinpod_sidecar import machine, nouns
 from twinpod_sidecar.children import Child, Children, exit_reason, last_line, oom_kills
+from twinpod_sidecar.engine_port import Engine, EngineKind
 from twinpod_sidecar.nouns import Act, Event, State, Weights
 from twinpod_sidecar.service import Desk
 from twinpod_sidecar.settings import InferenceSettings
 from twinpod_sidecar.standby import Standby
 
 log = logging.getLogger(__name__)
-
-
-class Engine(Protocol):
-    """An engine that was started, as its half talks to it. Any error means: restart it. (Six: sleeping is a pair.)"""
-
-    async def wait_healthy(self, deadline_s: float) -> object:
-        """Return when it answers."""
-        ...
-
-    async def load(self, payload: str, version: int) -> float:
-        """Load the weights and observe the version; returns seconds."""
-        ...
-
-    async def abort_all(self) -> None:
-        """Cut all generations."""
-        ...
-
-    async def release(self) -> None:
-        """Give its memory back."""
-        ...
-
-    async def resume(self) -> None:
-        """Undo `release`."""
-        ...
-
-    async def close(self) -> None:
-        """Forget the connections."""
-        ...
-
-
-class EngineKind(Protocol):
-    """The vendor: what an engine is started with, and how it is talked to."""
-
-    def arguments(self, spec: EngineSpec) -> dict[str, Any]:
-        """What the standby starts it with."""
-        ...
-
-    def connect(self, url: str, api_key: str, tensor_parallel: int) -> Engine:
-        """A client of it."""
-        ...
 
 
 @dataclass(slots=True)
@@ -93,9 +56,16 @@ class InferenceHalf:
     """Life: made inside the event loop, `run` until it is told to end; `execute` and `status` serve gRPC meanwhile."""
 
     def __init__(
-        self, settings: InferenceSettings, kind: EngineKind, children: Children, changed: Callable[[], None]
+        self,
+        settings: InferenceSettings,
+        kind: EngineKind,
+        children: Children,
+        stager: Stager,
+        changed: Callable[[], None],
     ) -> None:
         self._settings, self._kind, self._children, self._changed = settings, kind, children, changed
+        self._stager = stager
+        self._staging: asyncio.Task[None] | None = None
         self._state = State(life=settings.life)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._desk = Desk(self._begin, lambda key: self._events.put_nowait(nouns.Expired(key)))
@@ -103,8 +73,9 @@ class InferenceHalf:
         self._standby: Standby | None = None
         self._running: _Running | None = None
         self._worker: Child | None = None
-        self._versions: dict[str, WeightVersion] = {}  # of the last SERVE commands, by digest
-        self._seconds = {"start_s": 0.0, "verify_s": 0.0, "load_s": 0.0}
+        self._asked: dict[Weights, Serving] = {}  # of the last SERVE commands
+        self._staged: dict[Weights, WeightVersion] = {}  # those with fetched shards, as they lie here
+        self._seconds = {"start_s": 0.0, "fetch_s": 0.0, "fetch_bytes": 0.0, "verify_s": 0.0, "load_s": 0.0}
         self._ending = False
 
     async def execute(self, command: Command) -> Reply:
@@ -149,17 +120,19 @@ class InferenceHalf:
 
     def _begin(self, command: Command) -> None:
         """A new command goes to the machine; one that cannot be read is answered at once."""
-        weights = None
+        weights, away = None, False
         if command.verb is Verb.SERVE:
             try:
-                version = codec.loads(WeightVersion, command.argument)
+                serving = codec.loads(Serving, command.argument)
+                version = serving.weights
                 check_version(version)
             except TwinpodError as error:
                 self._desk.settle(command.key, reply_error(error), retryable=error.retryable)
                 return
             weights = Weights(version=version.version, digest=version.digest)
-            self._versions = {**dict(list(self._versions.items())[-3:]), version.digest: version}
-        self._events.put_nowait(nouns.Ordered(command, weights))
+            self._asked = {**dict(list(self._asked.items())[-3:]), weights: serving}
+            away = bool(shards_away(version, self._stager.host))
+        self._events.put_nowait(nouns.Ordered(command, weights, away))
 
     def _perform(self, act: Act) -> None:  # noqa: C901  # one line an act
         match act:
@@ -175,8 +148,13 @@ class InferenceHalf:
                 self._with_engine(run, _release, nouns.EngineAsleep(run))
             case nouns.AbortAll(run):
                 self._with_engine(run, lambda engine: engine.abort_all(), None)
+            case nouns.StageShards(weights):
+                self._staging = self._spawn(self._stage(self._asked[weights], weights, self._staging))
+            case nouns.StopStaging():
+                if self._staging is not None:
+                    self._staging.cancel()
             case nouns.Prove(weights):
-                self._spawn(self._prove(self._versions[weights.digest], weights))
+                self._spawn(self._prove(weights))
             case nouns.Load(run, weights):
                 self._with_engine(run, lambda engine: self._load(engine, weights), nouns.Loaded(run, weights))
             case nouns.Announce(weights):
@@ -315,17 +293,40 @@ class InferenceHalf:
 
         running.task = self._spawn(task())
 
-    async def _prove(self, version: WeightVersion, weights: Weights) -> None:
+    async def _stage(self, serving: Serving, weights: Weights, before: asyncio.Task[None] | None) -> None:
+        """Fetch, after the staging `before` it has wound up."""
+        if before is not None:
+            await asyncio.wait([before])
+        try:
+            staging = await self._stager.stage(serving)
+        except TwinpodError as error:
+            self._events.put_nowait(nouns.StagingFailed(weights, reply_error(error), error.retryable))
+            return
+        self._seconds |= {"fetch_s": staging.seconds, "fetch_bytes": float(staging.nbytes)}
+        self._staged = {**dict(list(self._staged.items())[-1:]), weights: staging.version}
+        self._events.put_nowait(nouns.Staged(weights))
+
+    def _version(self, weights: Weights) -> WeightVersion:
+        """The version as its shards lie in this pod."""
+        return self._staged.get(weights) or self._asked[weights].weights
+
+    async def _prove(self, weights: Weights) -> None:
+        version = self._version(weights)
         try:
             proof = await asyncio.to_thread(verify_version, version)
         except TwinpodError as error:
             self._events.put_nowait(nouns.Disproved(weights, reply_error(error), error.retryable))
             return
+        if weights not in self._staged:
+            self._seconds |= {"fetch_s": 0.0, "fetch_bytes": 0.0}
         self._seconds["verify_s"] = proof.seconds
+        host = self._stager.host
+        own = [shard for shard in self._asked[weights].weights.shards if is_here(shard, host)]
+        self._stager.shelf.offer(version.version, own)
         self._events.put_nowait(nouns.Proved(weights))
 
     async def _load(self, engine: Engine, weights: Weights) -> None:
-        version, folder = self._versions[weights.digest], self._settings.half.environment.shm
+        version, folder = self._version(weights), self._settings.half.environment.shm
         if self._standby is None:
             raise EngineFault("the standby died", where="standby")
         digest = write_manifest(folder, version)
@@ -350,6 +351,7 @@ class InferenceHalf:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stager.close()
         await self._children.stop_all(self._settings.half.grace_s / 2)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

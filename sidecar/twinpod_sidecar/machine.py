@@ -4,9 +4,11 @@ Theory of operation
 -------------------
 Commands do not start actions; they set a *goal*. After every event,
 `_advance` compares the engine with the goal and gives the next acts, so a death, a late answer or a superseding
-command needs no path of its own: the engine is where it is, and the way from there to the goal is the same. A command
-is answered when its condition is true, when it gave way to another command, when its deadline is over, or when the
-way to it failed `GIVE_UP` times in a row. Events of an engine that is no more (an older `run`) change nothing.
+command needs no path of its own: the engine is where it is, and the way from there to the goal is the same. Weights
+whose shards lie in other pods are staged first, beside the start of the engine; a staging is cut when the goal is no
+more to serve, or to serve others. A command is answered when its condition is true, when it gave way to another
+command, when its deadline is over, or when the way to it failed `GIVE_UP` times in a row. Events of an engine that is
+no more (an older `run`) change nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +38,10 @@ from twinpod_sidecar.nouns import (
     Prove,
     Proved,
     ReleaseEngine,
+    Stage,
+    Staged,
+    StageShards,
+    StagingFailed,
     StandbyDied,
     StandbyReady,
     StartEngine,
@@ -43,6 +49,7 @@ from twinpod_sidecar.nouns import (
     State,
     Step,
     StopEngine,
+    StopStaging,
     Terminate,
     WakeEngine,
     Withdraw,
@@ -73,13 +80,17 @@ def _take(state: State, event: Event) -> Step:
             return replace(state, standby=True), ()
         case StandbyDied(reason):
             return _standby_died(state, reason)
+        case Staged(weights) if weights == state.wanted and state.stage is Stage.RUNNING:
+            return replace(state, stage=Stage.HERE), ()
+        case StagingFailed(weights, error, retryable) if weights == state.wanted and state.stage is Stage.RUNNING:
+            return _not_to_be_had(state, error, retryable)
         case Proved(weights) if weights == state.wanted:
             return replace(state, proof=Proof.DONE), ()
         case Disproved(weights, error, retryable) if weights == state.wanted:
-            return _disproved(state, error, retryable)
+            return _not_to_be_had(state, error, retryable)
         case Expired(key):
             return _expire(state, key)
-        case Proved() | Disproved():
+        case Staged() | StagingFailed() | Proved() | Disproved():
             return state, ()
         case _ if event.run != state.run or state.engine is EngineState.NONE:
             return state, ()
@@ -131,8 +142,9 @@ def _order(state: State, event: Ordered) -> Step:
             assert event.weights is not None, "SERVE comes with weights"
             if event.weights != state.wanted:
                 state, answers = _supersede(state, (Verb.SERVE,), f"gave way to {command.key}", but=command)
-                state = replace(state, wanted=event.weights, proof=Proof.NONE)
-                stale = (*stale, *answers)
+                stale = (*stale, *answers, *((StopStaging(),) if state.stage is Stage.RUNNING else ()))
+                stage = Stage.AWAY if event.away else Stage.HERE
+                state = replace(state, wanted=event.weights, stage=stage, proof=Proof.NONE)
             return replace(state, goal=Goal.SERVING), stale
         case Verb.REST:
             state, answers = _supersede(state, (Verb.PREPARE, Verb.SERVE), f"gave way to {command.key}")
@@ -156,8 +168,10 @@ def _standby_died(state: State, reason: str) -> Step:
     return state, (*withdraw, StartStandby(pause(state.failures)), *answers)
 
 
-def _disproved(state: State, error: str, retryable: bool) -> Step:
-    """Weights that lie are never loaded: those who wait for them hear it, and the engine stays without."""
+def _not_to_be_had(state: State, error: str, retryable: bool) -> Step:
+    """Weights that lie or do not come are never loaded: those who wait for them hear it, and the engine stays
+    without.
+    """
     weights = state.wanted
     assert weights is not None
     told = tuple(command for command in state.pending if command.verb is Verb.SERVE)
@@ -167,7 +181,8 @@ def _disproved(state: State, error: str, retryable: bool) -> Step:
     engine = state.engine
     if engine is EngineState.SERVING:  # the older weights that it serves are not those that were asked for
         engine, acts = EngineState.IDLE, (Withdraw(), *acts)
-    return replace(state, goal=goal, engine=engine, wanted=None, proof=Proof.NONE, pending=rest, message=error), acts
+    state = replace(state, goal=goal, engine=engine, wanted=None, stage=Stage.HERE, proof=Proof.NONE, pending=rest)
+    return replace(state, message=error), acts
 
 
 def _expire(state: State, key: str) -> Step:
@@ -177,6 +192,8 @@ def _expire(state: State, key: str) -> Step:
     state = replace(state, pending=tuple(command for command in state.pending if command.key != key))
     standby = "ready" if state.standby else "still importing"
     why = f"the engine is {state.engine.value}, its standby {standby}"
+    if state.stage is Stage.RUNNING:
+        why += ", its weights are being fetched"
     if state.message:
         why += f", last: {state.message}"
     error = f"Unreachable: {late.verb.value} not done within {late.deadline_s:g} s; {why}"
@@ -243,6 +260,9 @@ def _is_done(state: State, command: Command) -> bool:
 
 def _advance(state: State) -> Step:
     """The next acts from where the engine is towards the goal."""
+    if state.stage is Stage.RUNNING and state.goal in (Goal.REST, Goal.EXIT):
+        state, acts = _advance(replace(state, stage=Stage.AWAY))
+        return state, (StopStaging(), *acts)
     match state.goal:
         case Goal.REST:
             return _towards_rest(state)
@@ -286,6 +306,10 @@ def _towards_serving(state: State) -> Step:
     wanted = state.wanted
     assert wanted is not None, "the goal SERVING has weights"
     state, acts = _towards_up(state)
+    if state.stage is Stage.AWAY:
+        state, acts = replace(state, stage=Stage.RUNNING), (*acts, StageShards(wanted))
+    if state.stage is not Stage.HERE:
+        return state, acts
     if state.proof is Proof.NONE:
         state, acts = replace(state, proof=Proof.RUNNING), (*acts, Prove(wanted))
     if state.proof is not Proof.DONE:

@@ -17,6 +17,14 @@ class Goal(StrEnum):
     EXIT = "exit"
 
 
+class Stage(StrEnum):
+    """Whether the wanted weights' shards lie in this pod."""
+
+    AWAY = "away"
+    RUNNING = "running"
+    HERE = "here"
+
+
 class Proof(StrEnum):
     """Whether the wanted weights hash to their digests."""
 
@@ -45,6 +53,7 @@ class State:
     run: int = 0  # number of the engine's start; events of older runs are ignored
     standby: bool = False  # ready to fork
     wanted: Weights | None = None
+    stage: Stage = Stage.HERE  # of `wanted`; nothing is proved or loaded before
     proof: Proof = Proof.NONE
     loaded: Weights | None = None  # observed in the engine
     pending: tuple[Command, ...] = ()
@@ -58,10 +67,11 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """A new command; `weights` with SERVE."""
+    """A new command; `weights` with SERVE, and whether shards of them are `away`, in other pods."""
 
     command: Command
     weights: Weights | None = None
+    away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +124,22 @@ class EngineGone:
 
 
 @dataclass(frozen=True, slots=True)
+class Staged:
+    """Every shard lies in this pod."""
+
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class StagingFailed:
+    """Nobody gave them, or there is no room. `error`: `ClassName: line`."""
+
+    weights: Weights
+    error: str
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Proved:
     """Every shard hashes to its digest."""
 
@@ -151,7 +177,7 @@ class Terminate:
 
 Event = (
     Ordered | StandbyReady | StandbyDied | EngineUp | EngineAsleep | EngineFaulty | EngineDied | EngineGone
-    | Proved | Disproved | Loaded | Expired | Terminate
+    | Staged | StagingFailed | Proved | Disproved | Loaded | Expired | Terminate
 )  # fmt: skip
 
 # ---- acts
@@ -201,6 +227,18 @@ class AbortAll:
 
 
 @dataclass(frozen=True, slots=True)
+class StageShards:
+    """Fetch what is not here; answered by Staged or StagingFailed."""
+
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class StopStaging:
+    """Cut the fetch that runs; what has come is kept."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prove:
     """Hash the shards; answered by Proved or Disproved."""
 
@@ -242,7 +280,7 @@ class End:
 
 
 Act = (
-    StartStandby | StartEngine | StopEngine | WakeEngine | ReleaseEngine | AbortAll | Prove | Load | Announce | Withdraw
-    | Answer | End
+    StartStandby | StartEngine | StopEngine | WakeEngine | ReleaseEngine | AbortAll | StageShards | StopStaging | Prove
+    | Load | Announce | Withdraw | Answer | End
 )  # fmt: skip
 Step = tuple[State, tuple[Act, ...]]

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from twinpod.errors import StaleEpoch
-from twinpod.records.life import Command, HalfKind, HalfStatus, Reply
+from twinpod.checkpoint.plan import is_here
+from twinpod.checkpoint.shelf import Shelf
+from twinpod.errors import ProtocolError, StaleEpoch
+from twinpod.records import codec
+from twinpod.records.life import Command, HalfKind, HalfStatus, Reply, Verb
+from twinpod.records.weights import ShardRecord
 from twinpod.rpc import convert
 from twinpod.rpc.v1 import half_pb2, half_pb2_grpc
 from twinpod_sidecar import relay
@@ -19,14 +24,24 @@ from twinpod_sidecar.settings import TrainingSettings
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shards:
+    """The detail of a PUBLISH reply, which is the list alone."""
+
+    shards: tuple[ShardRecord, ...]
+
+
 class TrainingHalf:
     """Life: made inside the event loop, `run` until the ranks are gone; `execute`, `status` and the link serve gRPC
     meanwhile.
     """
 
-    def __init__(self, settings: TrainingSettings, children: Children, changed: Callable[[], None]) -> None:
-        self._settings, self._children, self._changed = settings, children, changed
-        self._state = relay.State()
+    def __init__(
+        self, settings: TrainingSettings, children: Children, shelf: Shelf, changed: Callable[[], None]
+    ) -> None:
+        self._settings, self._children, self._shelf, self._changed = settings, children, shelf, changed
+        self._publishing: Command | None = None
+        self._state = relay.State(leader=settings.leader)
         self._desk = Desk(
             lambda command: self._take(relay.Ordered(command)), lambda key: self._take(relay.Expired(key))
         )
@@ -40,9 +55,9 @@ class TrainingHalf:
         return await self._desk.execute(command)
 
     def status(self) -> HalfStatus:
-        """See service.Half. `state`: starting, idle, exiting, or the verb that the ranks execute."""
+        """See service.Half. `state`: starting, idle, following, exiting, or the verb that the ranks execute."""
         environment, state = self._settings.half.environment, self._state
-        word = "idle" if state.ready else "starting"
+        word = "following" if state.leader else "idle" if state.ready else "starting"
         if state.given and state.queue:
             word = state.queue[0].verb.value
         return HalfStatus(
@@ -109,15 +124,30 @@ class TrainingHalf:
     def _perform(self, act: relay.Act) -> None:
         match act:
             case relay.Give(command):
+                if command.verb is Verb.PUBLISH:
+                    self._publishing = command
+                    self._shelf.clear_slot(command.version % 2)
                 if self._ask is not None and not self._ask.done():
                     self._ask.set_result(command)
             case relay.Answer(key, error, retryable, detail):
+                if self._publishing is not None and self._publishing.key == key and not error:
+                    self._offer(self._publishing.version, detail)
                 self._desk.settle(key, error, retryable=retryable, detail=detail)
             case relay.StopRanks(grace_s):
                 self._stopping = asyncio.get_running_loop().create_task(self._stop_ranks(grace_s))
             case relay.End(code):
                 if not self._end.done():
                     self._end.set_result(code)
+
+    def _offer(self, version: int, detail: str) -> None:
+        """Serve what the ranks of this pod have published."""
+        host = self._settings.half.environment.address
+        try:
+            shards = codec.loads(_Shards, f'{{"shards":{detail or "[]"}}}').shards
+        except ProtocolError as error:
+            log.warning("what was published is not served to peers: %s", error)
+            return
+        self._shelf.offer(version, [shard for shard in shards if is_here(shard, host)])
 
     async def _stop_ranks(self, grace_s: float) -> None:
         if self._ranks is None:

@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from twinpod.checkpoint.fetch import Stager
+from twinpod.checkpoint.manifest import manifest_path, read_manifest
+from twinpod.checkpoint.shelf import Shelf
 from twinpod.errors import StaleEpoch
 from twinpod.records.life import LifeCycle, Verb
+from twinpod.records.weights import Serving, ShardSource, WeightVersion
+from twinpod.testing.carriers import FakeCarrier
 from twinpod.testing.halves import FAKE_ENGINE, FAKE_STANDBY, InferenceBench, kill_now, order, processes
 from twinpod.testing.weights import small_version, spoil
 from twinpod_sidecar import machine
@@ -34,7 +39,7 @@ async def test_prepare_serve_and_rest_go_round_twice(bench: InferenceBench) -> N
         assert (await bench.do(order(Verb.PREPARE, number))).error == ""
         reply = await bench.serve(version, number)
         assert reply.error == ""
-        assert set(json.loads(reply.detail)) == {"start_s", "verify_s", "load_s"}
+        assert set(json.loads(reply.detail)) == {"start_s", "fetch_s", "fetch_bytes", "verify_s", "load_s"}
         assert announced(bench)["version"] == number == bench.half.status().version
         assert (await bench.do(order(Verb.REST, number))).error == ""
         assert processes(FAKE_ENGINE) == []
@@ -80,9 +85,82 @@ async def test_a_version_whose_arena_is_not_here_is_refused(bench: InferenceBenc
     assert "is not in this pod" in (await bench.serve(version)).error
 
 
+def away(bench: InferenceBench, number: int, **more: int) -> WeightVersion:
+    """A version of another pod, offered there."""
+    folder = bench.folder / "peer"
+    folder.mkdir(exist_ok=True)
+    version = small_version(folder, number, address="peer:7401", **more)
+    bench.carrier.shelves.setdefault("peer:7401", Shelf()).offer(number, version.shards)
+    return version
+
+
+async def test_a_version_of_another_pod_is_fetched_and_served_and_then_given_to_peers(bench: InferenceBench) -> None:
+    version = away(bench, 3)
+    reply = await bench.serve(version)
+    assert reply.error == ""
+    detail = json.loads(reply.detail)
+    size = sum(max(part.offset + part.nbytes for part in shard.layout.parts) for shard in version.shards)
+    assert detail["fetch_bytes"] == size
+    assert detail["fetch_s"] > 0
+    assert announced(bench)["version"] == 3
+    manifest = read_manifest(manifest_path(bench.folder / "shm", 3))
+    assert {Path(shard.path).parent for shard in manifest.shards} == {bench.folder / "shm"}
+    assert {shard.address for shard in manifest.shards} == {"localhost:7402"}
+    second = Stager(bench.folder, "third:7402", FakeCarrier(), Shelf())
+    second._carrier.shelves["localhost:7402"] = bench.shelf  # type: ignore[attr-defined]
+    sources = tuple(ShardSource(owner=one.layout.owner, addresses=("localhost:7402",)) for one in version.shards)
+    assert (await second.stage(Serving(weights=version, sources=sources))).nbytes == size
+    assert (await bench.serve(small_version(bench.folder / "shm", 4), 4)).error == ""
+    assert json.loads((await bench.serve(small_version(bench.folder / "shm", 4), 5)).detail)["fetch_bytes"] == 0
+
+
+async def test_weights_that_nobody_gives_are_a_retryable_answer_and_nothing_older_goes_on_being_served(
+    bench: InferenceBench,
+) -> None:
+    await bench.serve(small_version(bench.folder / "shm", 1), 1)
+    version = away(bench, 2)
+    bench.carrier.shelves.clear()
+    reply = await bench.serve(version, 2)
+    assert reply.error.startswith("Unreachable: version 2, shard hybrid-0/rank-")
+    assert "peer:7401: does not answer" in reply.error
+    assert reply.retryable
+    assert not bench.settings.engine_file.exists()
+    assert bench.half.status().version == 0
+    bench.carrier.shelves["peer:7401"] = Shelf()
+    bench.carrier.shelves["peer:7401"].offer(2, version.shards)
+    assert (await bench.serve(version, 3)).error == ""
+    assert announced(bench)["version"] == 2
+
+
+async def test_a_newer_order_cuts_a_fetch_that_hangs(bench: InferenceBench) -> None:
+    old = away(bench, 1)
+    bench.carrier.hangs.add("peer:7401")
+    serve = asyncio.create_task(bench.serve(old, 1))
+    await bench.news.until(lambda: bool(bench.carrier.asked))
+    bench.carrier.hangs.clear()
+    assert (await bench.serve(away(bench, 2), 2)).error == ""
+    assert "gave way to" in (await serve).error
+    assert announced(bench)["version"] == 2
+
+
+@pytest.mark.parametrize("verb", [Verb.REST, Verb.EXIT])
+async def test_rest_and_exit_cut_a_fetch_that_hangs(tmp_path: Path, verb: Verb) -> None:
+    async with InferenceBench(tmp_path) as bench:
+        version = away(bench, 1)
+        bench.carrier.hangs.add("peer:7401")
+        serve = asyncio.create_task(bench.serve(version, 1))
+        await bench.news.until(lambda: bool(bench.carrier.asked))
+        assert (await bench.do(order(verb))).error == ""
+        assert "gave way to" in (await serve).error
+        assert not bench.settings.engine_file.exists()
+        if verb is Verb.REST:
+            bench.carrier.hangs.clear()
+            assert (await bench.serve(version, 2)).error == ""
+
+
 async def test_an_argument_that_is_no_version_is_refused(bench: InferenceBench) -> None:
     reply = await bench.do(order(Verb.SERVE, argument="{}"))
-    assert reply.error.startswith("ProtocolError: WeightVersion: missing fields")
+    assert reply.error.startswith("ProtocolError: Serving: missing fields")
 
 
 async def test_the_same_key_gets_the_same_answer_and_is_executed_once(bench: InferenceBench) -> None:
@@ -185,6 +263,8 @@ async def test_an_engine_that_refuses_to_load_is_replaced_and_at_last_reported(b
 
 
 async def test_a_deadline_is_an_answer_that_says_what_it_waits_for(bench: InferenceBench) -> None:
+    await bench.do(order(Verb.PREPARE, 1))  # the standby is up
+    await bench.do(order(Verb.REST))
     bench.kind.behaviours = [{"hold": "start"}]
     reply = await bench.do(order(Verb.PREPARE, deadline_s=0.3))
     assert "prepare not done within 0.3 s; the engine is starting" in reply.error

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from twinpod.errors import WrongVersion
+from twinpod.records import codec
 from twinpod.records.life import Reply, Verb
+from twinpod.records.weights import ShardRequest
 from twinpod.rpc.certificates import issue, make_authority
 from twinpod.rpc.channel import ask, client_channel, serve
 from twinpod.rpc.convert import command_to_pb, reply_from_pb
 from twinpod.rpc.v1 import half_pb2_grpc
 from twinpod.testing.halves import FAKE_RANKS, TrainingBench, free_port_for, kill_now, order, processes
+from twinpod.testing.weights import small_version
 from twinpod_sidecar.service import HalfService
 from twinpod_sidecar.training import TrainerLink
 
@@ -22,6 +28,7 @@ from twinpod_sidecar.training import TrainerLink
 class Running:
     def __init__(self, bench: TrainingBench, stub: half_pb2_grpc.HalfStub, task: asyncio.Task[int]) -> None:
         self.half, self.news, self._stub, self.task = bench.half, bench.news, stub, task
+        self.shelf = bench.shelf
 
     async def do(self, verb: Verb, number: int = 0, argument: str = "", deadline_s: float = 60) -> Reply:
         command = command_to_pb(order(verb, number, argument=argument, deadline_s=deadline_s))
@@ -49,6 +56,38 @@ async def test_commands_reach_rank_0_and_its_reports_come_back(tmp_path: Path) -
             reply = await run.do(Verb.TRAIN, number, argument=f"{number}")
             assert (reply.error, reply.detail) == ("", f"{number}")
         assert (await run.do(Verb.PUBLISH, argument="fail")).error == "EngineFault: the test wants it to fail"
+
+
+async def test_what_the_ranks_of_this_pod_published_is_served_until_its_slot_is_written_again(tmp_path: Path) -> None:
+    (tmp_path / "shm").mkdir()
+    shards = {number: small_version(tmp_path / "shm", number, ranks=1).shards[0] for number in (1, 2)}
+    elsewhere = replace(shards[1], address="hybrid-1:7401", digest="xxh3:0", path="/elsewhere")
+
+    def request(number: int, digest: str = "") -> ShardRequest:
+        shard = shards[number]
+        return ShardRequest(
+            owner=shard.layout.owner,
+            version=0,
+            digest=digest or shard.digest,
+            slot_bytes=shard.layout.slot_bytes,
+            begin=0,
+            end=1,
+        )
+
+    async with running(tmp_path) as run:
+        published = json.dumps([codec.plain(shards[1]), codec.plain(elsewhere)])
+        await run.do(Verb.PUBLISH, 1, argument=published)
+        assert run.shelf.find(request(1)) == shards[1]
+        with pytest.raises(WrongVersion):
+            run.shelf.find(request(1, "xxh3:0"))
+        await run.do(Verb.PUBLISH, 2, argument=json.dumps([codec.plain(shards[2])]))
+        assert run.shelf.find(request(1)) == shards[1]
+        run.shelf.clear_slot(1)
+        with pytest.raises(WrongVersion, match="held: 0"):
+            run.shelf.find(request(1))
+        await run.do(Verb.PUBLISH, 3, argument="fail")  # the version of these orders is 0: slot 0 is written
+        with pytest.raises(WrongVersion, match="held: nothing"):
+            run.shelf.find(request(2))
 
 
 async def test_the_same_key_is_executed_once_also_while_it_runs(tmp_path: Path) -> None:

@@ -33,12 +33,17 @@ from twinpod_sidecar.nouns import (
     Prove,
     Proved,
     ReleaseEngine,
+    Stage,
+    Staged,
+    StageShards,
+    StagingFailed,
     StandbyDied,
     StandbyReady,
     StartEngine,
     StartStandby,
     State,
     StopEngine,
+    StopStaging,
     Terminate,
     WakeEngine,
     Weights,
@@ -76,6 +81,14 @@ def state_in(engine: EngineState, life: LifeCycle = RESTART, **more: object) -> 
     return replace(base, **more)  # type: ignore[arg-type]
 
 
+AWAY = Ordered(SERVE, ONE, True)
+
+
+def staging(engine: EngineState) -> State:
+    """A state in which ONE is being fetched."""
+    return state_in(engine, goal=Goal.SERVING, wanted=ONE, stage=Stage.RUNNING, proof=Proof.NONE)
+
+
 def play(state: State, *events: Event) -> tuple[State, list[Act]]:
     done: list[Act] = []
     for event in events:
@@ -100,6 +113,32 @@ ROWS: list[tuple[str, State, Event, EngineState, list[Act]]] = [
     ("serve of the same is done", state_in(E.SERVING), Ordered(SERVE, ONE), E.SERVING, [Answer(SERVE)]),
     ("serve joins the same load", state_in(E.LOADING), Ordered(SERVE, ONE), E.LOADING, []),
     ("serve of another proves first", state_in(E.SERVING), Ordered(SERVE, TWO), E.SERVING, [Prove(TWO)]),
+    ("serve stages what is away first", state_in(E.IDLE), AWAY, E.IDLE, [StageShards(ONE)]),
+    ("serve stages beside a start", state_in(E.NONE), AWAY, E.STARTING, [StartEngine(2, 0.0), StageShards(ONE)]),
+    ("what is staged is proved", staging(E.IDLE), Staged(ONE), E.IDLE, [Prove(ONE)]),
+    ("a staging of others is not heard", staging(E.IDLE), Staged(TWO), E.IDLE, []),
+    ("a failed staging of others is not heard", staging(E.IDLE), StagingFailed(TWO, "x"), E.IDLE, []),
+    ("a staging that is over is not heard again", state_in(E.SERVING), Staged(ONE), E.SERVING, []),
+    ("an order to prepare lets a staging be", staging(E.IDLE), Ordered(PREPARE), E.IDLE, [Answer(PREPARE)]),
+    ("the same order lets a staging be", staging(E.IDLE), Ordered(SERVE, ONE, True), E.IDLE, []),
+    ("an engine that dies lets a staging be", staging(E.STARTING), EngineDied(1, "x"), E.STARTING, [StartEngine(2, 0)]),
+    ("rest cuts a staging", staging(E.NONE), Ordered(REST), E.NONE, [Answer(REST), StopStaging()]),
+    ("exit cuts a staging", staging(E.NONE), Ordered(EXIT), E.NONE, [Answer(EXIT), StopStaging(), End()]),
+    ("sigterm cuts a staging", staging(E.NONE), Terminate(), E.NONE, [StopStaging(), End()]),
+    (
+        "a newer order cuts a staging",
+        staging(E.IDLE),
+        Ordered(SERVE_TWO, TWO, True),
+        E.IDLE,
+        [StopStaging(), StageShards(TWO)],
+    ),
+    (
+        "a newer order whose shards are here cuts a staging",
+        staging(E.IDLE),
+        Ordered(SERVE_TWO, TWO),
+        E.IDLE,
+        [StopStaging(), Prove(TWO)],
+    ),
     ("serve waits for a kill", state_in(E.STOPPING), Ordered(SERVE, ONE), E.STOPPING, [Prove(ONE)]),
     ("serve wakes", state_in(E.ASLEEP, SLEEP), Ordered(SERVE, ONE), E.STARTING, [WakeEngine(1), Prove(ONE)]),
     ("rest without engine", state_in(E.NONE), Ordered(REST), E.NONE, [Answer(REST)]),
@@ -242,6 +281,28 @@ def test_an_engine_that_nobody_waits_for_is_tried_for_ever_ever_more_slowly() ->
     assert acts == (StartEngine(20, 30.0), Prove(ONE))
 
 
+def test_a_staging_that_fails_is_the_answer_and_nothing_older_is_served_meanwhile() -> None:
+    state, acts = play(state_in(E.SERVING), Ordered(SERVE_TWO, TWO, True), StagingFailed(TWO, "Unreachable: x"))
+    assert acts == [StageShards(TWO), Withdraw(), Answer(SERVE_TWO, "Unreachable: x", retryable=True)]
+    assert (state.engine, state.wanted) == (E.IDLE, None)
+    state, acts = play(state, Ordered(order(Verb.SERVE, 3), TWO, True))
+    assert acts == [StageShards(TWO)]
+
+
+def test_a_staging_that_was_cut_by_rest_begins_again_with_the_next_order() -> None:
+    _, acts = play(state_in(E.NONE), AWAY, Ordered(REST), EngineGone(2), Staged(ONE), AWAY)
+    assert acts[-2:] == [StartEngine(3, 0.0), StageShards(ONE)]
+
+
+def test_an_expired_order_says_that_its_weights_are_being_fetched() -> None:
+    late = order(Verb.SERVE, deadline_s=7)
+    _, acts = play(state_in(E.IDLE), Ordered(late, ONE, True), Expired(late.key))
+    error = (
+        "Unreachable: serve not done within 7 s; the engine is idle, its standby ready, its weights are being fetched"
+    )
+    assert acts[-1] == Answer(late, error, retryable=True)
+
+
 def test_an_expired_command_hears_what_it_waited_for() -> None:
     late = order(Verb.PREPARE, deadline_s=7)
     _, acts = play(state_in(E.NONE, standby=False), Ordered(late), Expired(late.key))
@@ -274,7 +335,9 @@ def _events(draw: st.DrawFn, state: State, number: int) -> Event:
     return draw(
         st.sampled_from(
             [
-                Ordered(command, weights if verb is Verb.SERVE else None),
+                Ordered(command, weights if verb is Verb.SERVE else None, draw(st.booleans())),
+                Staged(weights),
+                StagingFailed(weights, "Unreachable: x"),
                 StandbyReady(),
                 StandbyDied("x"),
                 EngineUp(run),
@@ -297,12 +360,15 @@ def test_any_order_of_events_answers_every_command_once_and_announces_only_what_
     data: st.DataObject, life: LifeCycle
 ) -> None:
     state, answered, ordered, proved = State(life=life), [], [], set[Weights]()
+    fetching = False
     for number in range(data.draw(st.integers(1, 40))):
         event = data.draw(st.composite(_events)(state, number))
         if isinstance(event, Proved) and event.weights == state.wanted:
             proved.add(event.weights)
         if isinstance(event, Ordered):
             ordered.append(event.command)
+        if isinstance(event, (Staged, StagingFailed)) and event.weights == state.wanted:
+            fetching = False
         loading = state.engine
         state, acts = step(state, event)
         answered += [act.command for act in acts if isinstance(act, Answer)]
@@ -310,6 +376,14 @@ def test_any_order_of_events_answers_every_command_once_and_announces_only_what_
             if isinstance(act, Announce):
                 assert act.weights == state.wanted == state.loaded
                 assert act.weights in proved
+            if isinstance(act, StageShards):
+                assert not fetching
+                fetching = True
+            if isinstance(act, StopStaging):
+                assert fetching
+                fetching = False
+            if isinstance(act, Prove):
+                assert state.stage is Stage.HERE
             if isinstance(act, Load):
                 assert loading is not EngineState.LOADING
     state, acts = step(state, Terminate())

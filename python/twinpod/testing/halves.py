@@ -16,10 +16,13 @@ from types import MappingProxyType
 from typing import Any
 
 from twinpod.api.environment import Environment
+from twinpod.checkpoint.fetch import Stager
+from twinpod.checkpoint.shelf import Shelf
 from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine
 from twinpod.records import codec
 from twinpod.records.life import Command, LifeCycle, Reply, Verb
-from twinpod.records.weights import WeightVersion
+from twinpod.records.weights import Serving, ShardSource, WeightVersion
+from twinpod.testing.carriers import FakeCarrier
 from twinpod_sidecar.children import Children, ChildSpec, children_of
 from twinpod_sidecar.inference import InferenceHalf
 from twinpod_sidecar.settings import HalfSettings, InferenceSettings, TrainingSettings
@@ -118,7 +121,10 @@ class InferenceBench:
             engine_env={},
             start_timeout_s=20.0,
         )
-        self.half = InferenceHalf(self.settings, self.kind, Children(), self.news.tell)
+        self.carrier = FakeCarrier()
+        self.shelf = Shelf()
+        stager = Stager(folder / "shm", "localhost:7402", self.carrier, self.shelf)
+        self.half = InferenceHalf(self.settings, self.kind, Children(), stager, self.news.tell)
 
     async def __aenter__(self) -> InferenceBench:
         self._task = asyncio.create_task(self.half.run())
@@ -137,9 +143,12 @@ class InferenceBench:
         """Order and wait."""
         return await self.half.execute(command)
 
-    async def serve(self, version: WeightVersion, number: int = 0, **more: Any) -> Reply:
+    async def serve(
+        self, version: WeightVersion, number: int = 0, sources: tuple[ShardSource, ...] = (), **more: Any
+    ) -> Reply:
         """Order SERVE of a version and wait."""
-        return await self.do(order(Verb.SERVE, number, argument=codec.dumps(version), **more))
+        argument = codec.dumps(Serving(weights=version, sources=sources))
+        return await self.do(order(Verb.SERVE, number, argument=argument, **more))
 
 
 class TrainingBench:
@@ -150,7 +159,8 @@ class TrainingBench:
         variables = {"TWINPOD_LINK": link, "TWINPOD_ATTEMPT": str(attempt), "TWINPOD_TLS": str(folder / "tls")}
         ranks = module(FAKE_RANKS, folder, variables)
         self.settings = TrainingSettings(half=half_settings(folder), ranks=ranks)
-        self.half = TrainingHalf(self.settings, Children(), self.news.tell)
+        self.shelf = Shelf()
+        self.half = TrainingHalf(self.settings, Children(), self.shelf, self.news.tell)
 
 
 def free_port_for(host: str) -> int:

@@ -13,9 +13,14 @@ from twinpod.records.weights import ShardRecord, TensorPart, WeightVersion
 SHAPE = (8, 16)
 
 
-def small_version(folder: Path, version: int, *, epoch: int = 1, ranks: int = 2) -> WeightVersion:
-    """Two tensors, one cut over the ranks and one whole, written into the slot of the version."""
-    shards = tuple(_shard(folder, version, rank, ranks) for rank in range(ranks))
+def small_version(
+    folder: Path, version: int, *, epoch: int = 1, ranks: int = 2, address: str = "localhost:7401", rows: int = SHAPE[0]
+) -> WeightVersion:
+    """Two tensors, one cut over the ranks and one whole, written into the slot of the version.
+
+    `rows`: of the tensor that is cut; each has 64 bytes.
+    """
+    shards = tuple(_shard(folder, version, rank, ranks, address, (rows, SHAPE[1])) for rank in range(ranks))
     return compose(version, epoch, version, shards)
 
 
@@ -26,18 +31,18 @@ def spoil(version: WeightVersion, shard: int = 0) -> None:
         arena.slot(record.slot)[0] ^= 1
 
 
-def _shard(folder: Path, version: int, rank: int, ranks: int) -> ShardRecord:
-    rows = SHAPE[0] // ranks
-    parts = [_part("cut.weight", (rows, SHAPE[1]), SHAPE, 0 if ranks > 1 else None, rank * rows if ranks > 1 else 0)]
+def _shard(folder: Path, version: int, rank: int, ranks: int, address: str, shape: tuple[int, int]) -> ShardRecord:
+    rows = shape[0] // ranks
+    parts = [_part("cut.weight", (rows, shape[1]), shape, 0 if ranks > 1 else None, rank * rows if ranks > 1 else 0)]
     if rank == 0:
-        parts.append(_part("whole.bias", (SHAPE[1],), (SHAPE[1],), None, 0))
+        parts.append(_part("whole.bias", (shape[1],), (shape[1],), None, 0))
     layout = plan_layout(f"hybrid-0/rank-{rank}", parts)
     path = folder / f"rank-{rank}.arena"
     with Arena.open(path, layout, writable=True) if path.exists() else Arena.create(path, layout) as arena:
         for part in layout.parts:
             arena.part(version % 2, part)[...] = np.float32(version + rank)
         digest = arena.digest(version % 2)
-    return ShardRecord(layout=layout, path=str(path), slot=version % 2, digest=digest, address="localhost:7401")
+    return ShardRecord(layout=layout, path=str(path), slot=version % 2, digest=digest, address=address)
 
 
 def _part(name: str, shape: tuple[int, ...], full: tuple[int, ...], axis: int | None, start: int) -> TensorPart:

@@ -1,0 +1,81 @@
+"""Shards over gRPC: `/twinpod.rpc.v1.Shards/Fetch`, a server stream of raw bytes.
+
+The request is a `ShardRequest` as JSON; every answer is the next bytes of the slot as they are (identity
+serialisers), so protobuf never copies a tensor. One channel a source, made anew after a failure, for it reads the
+certificates when it is made. gRPC's own flow control bounds what is under way: the sender reads the next message from
+its arena when the last one has been taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from twinpod.checkpoint.shelf import Shelf
+from twinpod.records import codec
+from twinpod.records.weights import ShardRequest
+from twinpod.rpc import errors
+from twinpod.rpc.channel import CLIENT_OPTIONS, channel_credentials
+
+SERVICE, METHOD = "twinpod.rpc.v1.Shards", "Fetch"
+_OPTIONS: tuple[tuple[str, Any], ...] = (
+    *CLIENT_OPTIONS,
+    ("grpc.http2.max_frame_size", 1 << 20),
+    ("grpc.http2.lookahead_bytes", 8 << 20),
+)
+
+
+class GrpcCarrier:
+    """See Carrier. `tls`: the folder of this process's certificate. Use it in one event loop."""
+
+    def __init__(self, tls: Path) -> None:
+        self._tls = tls
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def stream(self, request: ShardRequest, source: str, timeout_s: float) -> AsyncGenerator[bytes, None]:
+        """See Carrier."""
+        channel = self._channels.get(source)
+        if channel is None:
+            channel = grpc.aio.secure_channel(source, channel_credentials(self._tls), options=_OPTIONS)
+            self._channels[source] = channel
+        method = channel.unary_stream(f"/{SERVICE}/{METHOD}", request_serializer=None, response_deserializer=None)
+        call = method(codec.dumps(request).encode(), timeout=timeout_s)
+        try:
+            async for message in call:
+                yield message
+        except grpc.RpcError as error:
+            if self._channels.get(source) is channel:
+                del self._channels[source]
+                await channel.close(None)
+            raise errors.from_rpc(error, source) from error
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """See Carrier."""
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close(None)
+
+
+class _Shards:
+    """The service over a shelf."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+
+    async def fetch(self, request: bytes, _context: Any) -> AsyncGenerator[bytes, None]:
+        """A TwinpodError goes to the caller as itself (see `rpc.channel`)."""
+        async for message in self._shelf.read(codec.loads(ShardRequest, request.decode())):
+            yield message
+
+
+def shard_service(shelf: Shelf) -> grpc.GenericRpcHandler[Any, Any]:
+    """What `rpc.channel.serve` is given to serve a shelf."""
+    return grpc.method_handlers_generic_handler(
+        SERVICE, {METHOD: grpc.unary_stream_rpc_method_handler(_Shards(shelf).fetch)}
+    )
