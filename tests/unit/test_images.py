@@ -1,0 +1,217 @@
+"""What images install, without building them: lists, constraints and Dockerfiles agree with the project."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.machinery import SourceFileLoader
+from importlib.metadata import distributions
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+TOP = Path(__file__).resolve().parents[2]
+IMAGES = TOP / "images"
+PROCESSES = ("base", "torch", "master", "operator", "trainer", "inference", "etcd")
+PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+
+
+def loaded(name: str, path: Path) -> ModuleType:
+    """A script as a module; it lies outside the packages, and may have no suffix."""
+    loader = SourceFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    loader.exec_module(module)
+    return module
+
+
+install = loaded("images_install", IMAGES / "install.py")
+project = loaded("images_project", IMAGES / "project.py")
+images = loaded("tools_images", TOP / "tools" / "images")
+
+
+def listed(*images: str) -> set[str]:
+    return {install.name_of(line) for image in images for line in install.lines(IMAGES / image / "packages.txt")}
+
+
+def wanted(extra: str | None = None) -> set[str]:
+    lines = PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]
+    return {install.name_of(line) for line in lines}
+
+
+def pins(path: Path) -> dict[str, str]:
+    pairs = (line.split("==") for line in install.lines(path))
+    return {str(canonicalize_name(name)): version for name, version in pairs}
+
+
+PLAIN = pins(TOP / "constraints/python.txt")
+CUDA = pins(IMAGES / "inference/constraints-cuda.txt")
+
+
+@pytest.mark.parametrize(
+    ("lists", "project_names"),
+    [
+        (("base",), wanted()),
+        (("master",), wanted("master")),
+        (("operator",), wanted("operator")),
+        (("torch", "trainer"), wanted("trainer")),
+    ],
+    ids=["base", "master", "operator", "trainer"],
+)
+def test_an_images_list_is_the_projects_list(lists: tuple[str, ...], project_names: set[str]) -> None:
+    assert listed(*lists) == project_names
+
+
+def test_the_engines_list_holds_the_projects_and_what_sglang_imports_at_start() -> None:
+    text = (TOP / "constraints/sglang.txt").read_text()
+    plain = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    named = {install.name_of(name) for name in plain.partition("constraints/python.txt:")[2].rstrip(".").split(",")}
+    assert listed("torch", "inference") >= (named | wanted("inference")) - {"torch", "transformers"}
+
+
+@pytest.mark.parametrize("image", ["base", "torch", "master", "operator", "trainer", "inference"])
+def test_every_listed_package_is_pinned(image: str) -> None:
+    assert listed(image) <= PLAIN.keys()
+
+
+@pytest.mark.parametrize("image", ["base", "master", "operator"])
+def test_images_without_torch_need_none(image: str) -> None:
+    known = {install.name_of(one.metadata["Name"]): one for one in distributions()}
+    site = Path(importlib.util.find_spec("pip").origin).parents[1]  # type: ignore[union-attr, arg-type]
+    needed = set(install.closure(known, sorted(listed(image)), site))
+    assert not needed & {"torch", "sglang", "transformers", "megatron-core", "triton"}
+
+
+class TestCudaConstraints:
+    def test_they_hold_the_projects_versions(self) -> None:
+        for name in ("torch", "transformers", "megatron-core"):
+            assert CUDA[name] == PLAIN[name]
+        sglang = pins(TOP / "constraints/sglang.txt")
+        assert {name: CUDA[name] for name in sglang} == sglang
+
+    def test_what_the_base_image_has_keeps_its_version(self) -> None:
+        known = {install.name_of(one.metadata["Name"]): one for one in distributions()}
+        site = Path(importlib.util.find_spec("pip").origin).parents[1]  # type: ignore[union-attr, arg-type]
+        base = set(install.closure(known, sorted(listed("base")), site))
+        assert {name: CUDA[name] for name in base} == {name: PLAIN[name] for name in base}
+
+    def test_they_meet_every_requirement_of_packages_whose_metadata_is_here(self) -> None:
+        """The whole of SGLang's own demands is among them: its metadata is installed, its kernel packages are not."""
+        known = {install.name_of(one.metadata["Name"]): one for one in distributions()}
+        problems = [
+            f"{name} {known[name].version} needs {requirement}, the list has {CUDA.get(need)}"
+            for name in CUDA.keys() & known.keys()
+            if known[name].version == CUDA[name]
+            for requirement in map(Requirement, known[name].requires or ())
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if not requirement.specifier.contains(CUDA.get(need := install.name_of(requirement.name), "0"), True)
+            or need not in CUDA
+        ]
+        assert not problems
+
+    @pytest.mark.slow
+    def test_the_index_still_resolves_to_exactly_this_list(self, tmp_path: Path) -> None:
+        """By metadata alone: pip would download gigabytes to find out, uv does not."""
+        subprocess.run([sys.executable, "-m", "venv", tmp_path / "uv"], check=True)
+        pip = [tmp_path / "uv/bin/python", "-m", "pip", "install", "--quiet", "uv>=0.9"]
+        subprocess.run(pip, check=True)
+        asked = tmp_path / "asked.txt"
+        asked.write_text("\n".join(["sglang", "megatron-core", "safetensors", *sorted(listed("base"))]))
+        compiled = tmp_path / "compiled.txt"
+        command = [
+            *(
+                tmp_path / "uv/bin/uv",
+                "pip",
+                "compile",
+                asked,
+                "--output-file",
+                compiled,
+                "--no-annotate",
+                "--no-header",
+            ),
+            *("--constraint", IMAGES / "inference/constraints-cuda.txt", "--only-binary", ":all:"),
+            *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_36"),
+        ]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert pins(compiled) == CUDA
+
+
+class TestInstall:
+    @pytest.mark.parametrize(
+        ("requirement", "name"),
+        [
+            ("Torch==2", "torch"),
+            ("PyYAML", "pyyaml"),
+            ("megatron_core>=1 ; python_version > '3'", "megatron-core"),
+            ("cuda-toolkit[cublas,cudart]==13", "cuda-toolkit"),
+            ("flashinfer_python (==1)", "flashinfer-python"),
+        ],
+    )
+    def test_a_requirement_is_known_by_its_canonical_name(self, requirement: str, name: str) -> None:
+        assert install.name_of(requirement) == name
+
+    def test_a_pattern_that_matches_nothing_stops_the_build(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(install, "SITE", tmp_path)
+        (tmp_path / "lib").mkdir()
+        (tmp_path / "lib" / "a.so").write_bytes(b"x")
+        install.leave_out(["lib/*.so"])
+        assert not list((tmp_path / "lib").iterdir())
+        with pytest.raises(SystemExit, match="nothing in"):
+            install.leave_out(["lib/*.so"])
+
+    def test_entry_points_are_the_projects(self) -> None:
+        text = project.entry_points(PROJECT)
+        assert "[sglang.srt.plugins]\ntwinpod = twinpod.inference.plugins:register" in text
+        assert "[console_scripts]\ntwinpod = twinpod.cli.__main__:main" in text
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+class TestDockerfiles:
+    def test_it_takes_a_base_and_an_accelerator(self, process: str) -> None:
+        text = (IMAGES / process / "Dockerfile").read_text()
+        assert re.search(r"^ARG BASE=", text, re.MULTILINE)
+        assert re.search(r"^ARG ACCELERATOR=cpu$", text, re.MULTILINE)
+
+    def test_it_copies_only_what_is_there_and_in_the_builds_context(self, process: str) -> None:
+        text = (IMAGES / process / "Dockerfile").read_text().replace("\\\n", " ")
+        allowed = {
+            line[1:].split("/")[0] for line in (TOP / ".dockerignore").read_text().splitlines() if line[:1] == "!"
+        }
+        for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE):
+            for source in line.split()[:-1]:
+                assert (TOP / source).exists(), source
+                assert source.split("/")[0] in allowed, source
+
+    def test_what_it_copies_is_in_its_tag(self, process: str) -> None:
+        """A file that is copied but not hashed would change an image without a new tag."""
+        inputs = next(image.inputs for image in images.IMAGES if image.name == process)
+        text = (IMAGES / process / "Dockerfile").read_text().replace("\\\n", " ")
+        for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE):
+            for source in line.split()[:-1]:
+                assert any(Path(source).is_relative_to(path) for path in inputs), source
+
+    def test_it_runs_as_the_user_that_pods_demand(self, process: str) -> None:
+        lines = (IMAGES / process / "Dockerfile").read_text().splitlines()
+        users = [line for line in lines if line.startswith("USER")]
+        assert process == "etcd" or users[-1] == "USER 1000:1000"
+
+
+def test_the_references_are_printed_as_json_with_a_tag_each() -> None:
+    done = subprocess.run(
+        [sys.executable, TOP / "tools/images", "list", "--registry", "r:1"], check=True, capture_output=True, text=True
+    )
+    found = json.loads(done.stdout)
+    assert found.keys() == {f"twinpod/{name}" for name in ("operator", "etcd", "master", "trainer", "inference")}
+    assert all(re.fullmatch(rf"r:1/{name}:[0-9a-f]{{12}}", reference) for name, reference in found.items())
