@@ -78,20 +78,13 @@ USED: tuple[Use, ...] = (
     *(Use(kind=kind, verbs=("patch",), subresource="status") for kind in OURS),
     # Owner references with blockOwnerDeletion need it where the admission plug-in asks for it.
     *(Use(kind=kind, verbs=("update",), subresource="finalizers") for kind in OURS),
-    Use(kind=POD, verbs=("list", "watch", "get", "create", "patch", "delete")),
-    *(Use(kind=kind, verbs=("list", "watch", "get", "create", "patch", "delete")) for kind in APPLIED),
+    *(Use(kind=kind, verbs=("list", "watch", "create", "patch", "delete")) for kind in (POD, *APPLIED)),
+    Use(kind=SECRET, verbs=("get",)),  # the keys of authorities
     Use(kind=DEVICE_CLAIM, verbs=("list", "watch")),
     Use(kind=DEVICE_CLASS, verbs=("list", "watch")),
     Use(kind=EVENT, verbs=("list", "watch", "create")),
     Use(kind=LEASE, verbs=("get", "create", "update"), own_namespace=True),
 )
-NOT_BY_THE_ADAPTER = frozenset(
-    {("update", kind.kind, "finalizers") for kind in OURS}
-    | {("list", kind.kind, "") for kind in OURS}
-    | {("watch", kind.kind, "") for kind in OURS}
-)
-"""Verbs that are granted but not sent by `kube.py`: Kopf's watches, and what admission asks about."""
-
 _GRANTED = {(verb, use.kind.kind, use.subresource) for use in USED for verb in use.verbs}
 
 

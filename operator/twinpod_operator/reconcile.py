@@ -14,7 +14,7 @@ from twinpod_operator.apply import Actor, Done
 from twinpod_operator.kinds import kind_of
 from twinpod_operator.kube import Api
 from twinpod_operator.kube_errors import ApiConflict, NotFound
-from twinpod_operator.nouns import Finding, Key, Manifest, Observed, Plan
+from twinpod_operator.nouns import Emit, Finding, Key, Manifest, Observed, Plan
 from twinpod_operator.observe import Observer
 from twinpod_operator.render_containers import Platform
 from twinpod_operator.world import World
@@ -86,8 +86,10 @@ class Reconciler:
             after = self._observer.observe(key)
             if after is None or after.uid != observed.uid:
                 return AGAIN_S
+            told = set(emits(plan))
             observed, plan = after, self._plan(after, self._platform, self._clock())
-            if plan.actions and not done.refusals and done.stale is None:
+            await self._actor.act(observed, tuple(one for one in emits(plan) if one not in told))
+            if len(plan.actions) > len(emits(plan)) and not done.refusals and done.stale is None:
                 wake.append(AGAIN_S)
         elif self._refusals.get(key):
             self._refusals.set(key, [])
@@ -114,6 +116,11 @@ class Reconciler:
             return False
         self._world.put(answer, own=True)
         return True
+
+
+def emits(plan: Plan) -> tuple[Emit, ...]:
+    """What the plan wants said. Pure."""
+    return tuple(action for action in plan.actions if isinstance(action, Emit))
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
