@@ -115,7 +115,7 @@ class Actor:
     async def _ungate(self, observed: Observed, action: Ungate) -> None:
         body: Manifest = {
             "metadata": {"uid": action.uid},
-            "spec": {"schedulingGates": [{"$patch": "delete", "name": names.SCHEDULING_GATE}]},
+            "spec": {"schedulingGates": [{"$patch": "delete", "name": names.GANG_GATE}]},
         }
         answer = await self._api.merge(POD, observed.key.namespace, action.name, body, strategic=True)
         self._world.pods.own(answer)
