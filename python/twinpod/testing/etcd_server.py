@@ -11,13 +11,13 @@ from pathlib import Path
 
 from twinpod.coordination.etcd import EtcdStore
 from twinpod.errors import EnvironmentFault, Unreachable
-from twinpod.rpc.certificates import issue, make_authority
+from twinpod.rpc.certificates import Authority, issue, make_authority
 
 
 class EtcdServer:
     """Life: `start`, `kill` and `start` again any number of times, on the same data and ports; `kill` at the end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, authority: Authority | None = None) -> None:
         self.folder, self.tls = folder, folder / "tls"
         self._process: subprocess.Popen[bytes] | None = None
         with ExitStack() as stack:
@@ -25,7 +25,7 @@ class EtcdServer:
             for probe in probes:
                 probe.bind(("127.0.0.1", 0))
             self.port, self._peer_port = (int(probe.getsockname()[1]) for probe in probes)
-        issue(make_authority("etcd"), ["localhost"], ["127.0.0.1"]).write(self.tls)
+        issue(authority or make_authority("etcd"), ["localhost"], ["127.0.0.1"]).write(self.tls)
 
     @property
     def endpoint(self) -> str:
