@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from tests.cluster.layout import ClusterFault, cache
 from tests.cluster.steps import Steps
@@ -48,7 +49,8 @@ def program(name: str) -> Path:
 def build(steps: Steps, *, full: bool) -> None:
     """Build what is missing. ClusterFault names what the machine lacks."""
     with open(cache() / "cluster-build.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _locked(lock):
+            steps.wait("wait for another build", lambda: _locked(lock))
         missing = [module for module in MODULES[: None if full else 1] if not (folder_of(module) / ".whole").exists()]
         if missing:
             _check_space()
@@ -128,6 +130,14 @@ def _required(module: Path, name: str) -> str:
     found = re.search(rf"^\s*{re.escape(name)} (v\S+)", (module / "go.mod").read_text(), re.MULTILINE)
     assert found, f"{module}/go.mod does not require {name}"
     return found[1]
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _check_space() -> None:

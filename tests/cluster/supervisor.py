@@ -159,7 +159,7 @@ def running(layout: Layout) -> int:
     except FileNotFoundError:
         return 0
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return int(os.read(lock, 20) or b"0")
     finally:
