@@ -14,7 +14,7 @@ from functools import partial
 from tests.bench import report
 from tests.bench.report import Measure, Progress, Say, median, spread
 
-SECONDS = {"publish": 25.0, "load": 60.0, "switch": 150.0, "rollout": 120.0, "overhead": 90.0}
+SECONDS = {"publish": 25.0, "load": 60.0, "fetch": 30.0, "switch": 150.0, "rollout": 120.0, "overhead": 90.0}
 OVERHEAD_ITERATIONS = 11  # the first, while everything is loaded and faulted in, is left out
 LEAST_REPEATS = 5
 
@@ -65,6 +65,21 @@ def load(repeats: int, say: Say) -> Iterable[Measure]:
     yield Measure(key="verify_s", value=median(found.verify), unit="s", note=spread(found.verify))
 
 
+def fetch(repeats: int, _say: Say) -> Iterable[Measure]:
+    """A version from another pod's arena, over gRPC on loopback."""
+    from tests.bench import fetch as bench
+
+    found = bench.measure(repeats)
+    seconds, memcpy = median(found.fetch), median(found.memcpy)
+    rate = found.nbytes / 1e9
+    yield Measure(
+        key="fetch_over_memcpy",
+        value=memcpy / seconds,
+        unit="ratio",
+        note=f"{rate / seconds:.2f} GB/s ({spread(found.fetch)}), memcpy {rate / memcpy:.2f} GB/s",
+    )
+
+
 def switch(repeats: int, say: Say) -> Iterable[Measure]:
     """Engine up and down, for the demo's model."""
     from tests.bench import switch as bench
@@ -105,7 +120,7 @@ def overhead(repeats: int, say: Say) -> Iterable[Measure]:
     )
 
 
-PARTS = tuple(Part(name=act.__name__, measure=act) for act in (publish, load, switch, rollout, overhead))
+PARTS = tuple(Part(name=act.__name__, measure=act) for act in (publish, load, fetch, switch, rollout, overhead))
 
 
 def main() -> int:
