@@ -3,7 +3,8 @@
 Pods that need devices are made behind a scheduling gate of ours. One job at a time per device class has the turn: its
 pods are let through once all of them exist, and the turn goes on when all are bound. So two jobs that each need more
 than half never hold half each. A set that is not wholly bound at `schedulingDeadlineSeconds` is deleted and made again
-later, at the end of the line. Jobs of a queueing system are placed by it and get no gate.
+later, at the end of the line. Jobs of a queueing system are placed by it and get no gate of ours; nor do jobs without
+devices, which would wait in line for nothing: should two of them hold each other up, the deadline parts them.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ def device_class(job: RLJob) -> str:
     return "whole-node" if job.spec.hybrid.sharing == "WholeNode" else job.spec.hybrid.device_class
 
 
-def gated(manifest: Manifest, job: RLJob) -> Manifest:
-    """The pod behind our gate, with the label that says which line it stands in."""
+def gated(manifest: Manifest, job: RLJob, *, wait: bool) -> Manifest:
+    """The pod behind our gate, with the label that says which line it stands in; or without our gate."""
     metadata, spec = dict(manifest["metadata"]), dict(manifest["spec"])
-    metadata["labels"] = {**metadata.get("labels", {}), names.LABEL_DEVICE_CLASS: device_class(job)}
-    others = [gate for gate in spec.get("schedulingGates", []) if gate["name"] != names.SCHEDULING_GATE]
-    spec["schedulingGates"] = [*others, {"name": names.SCHEDULING_GATE}]
+    gates = [gate for gate in spec.pop("schedulingGates", []) if gate["name"] != names.GANG_GATE]
+    if wait:
+        metadata["labels"] = {**metadata.get("labels", {}), names.LABEL_DEVICE_CLASS: device_class(job)}
+        gates.append({"name": names.GANG_GATE})
+    if gates:
+        spec["schedulingGates"] = gates
     return {**manifest, "metadata": metadata, "spec": spec}
 
 
@@ -47,8 +51,8 @@ def contender(key: Key, pods: Iterable[PodView]) -> Contender | None:
         return None
     newest = max(pod.attempt for pod in alive)
     alive = [pod for pod in alive if pod.attempt == newest]
-    behind = [pod for pod in alive if names.SCHEDULING_GATE in pod.gates]
-    through = [pod for pod in alive if names.SCHEDULING_GATE not in pod.gates]
+    behind = [pod for pod in alive if names.GANG_GATE in pod.gates]
+    through = [pod for pod in alive if names.GANG_GATE not in pod.gates]
     unbound = [pod for pod in through if not pod.scheduled]
     if not behind and not unbound:
         return None
@@ -69,7 +73,7 @@ def place(observed: Observed, memory: Memory, job: RLJob, now: float) -> tuple[l
     pods = current(observed, memory)
     there = {(pod.role, pod.index) for pod in pods}
     whole = all(wanted in there for wanted in wanted_pods(job))
-    behind = [pod for pod in pods if names.SCHEDULING_GATE in pod.gates]
+    behind = [pod for pod in pods if names.GANG_GATE in pod.gates]
     if whole and all(pod.scheduled for pod in pods):
         return [], replace(memory, placing_since=memory.placing_since or now), None
     ungate: list[Ungate] = []

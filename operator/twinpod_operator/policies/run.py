@@ -95,7 +95,7 @@ def _creations(
     for manifest in job_pods(job, platform, observed.uid, memory.attempt):
         labels = manifest["metadata"]["labels"]
         if (labels[names.LABEL_ROLE], int(labels[names.LABEL_INDEX])) in missing:
-            result.append(Create(manifest=gated(manifest, job) if needs_gate(observed, job) else manifest))
+            result.append(Create(manifest=gated(manifest, job, wait=needs_gate(observed, job))))
     return result
 
 
