@@ -1,6 +1,8 @@
 """A run of local mode with small shell scripts for containers; a program of its own, because it makes namespaces.
 
-    python local_scene.py FOLDER MAIN SIDECAR [MAX_RESTARTS]
+    python local_scene.py FOLDER MAIN SIDECAR [MAX_RESTARTS [POOL]]
+
+POOL is the script of the pods of a pool named helpers, which begins with no pod.
 
 Prints what the spectator is told, then `verdict: reason`.
 """
@@ -12,15 +14,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from twinpod.api.load import load_manifest
-from twinpod.api.types import FailurePolicy, RLJob
+from twinpod.api.load import load_as, load_manifest
+from twinpod.api.types import FailurePolicy, RLJob, RolloutPool
 from twinpod.local import Launcher
 from twinpod.local.folder import RunFolder
 from twinpod.local.isolation import isolate
 from twinpod.local.manifest import read_pod
-from twinpod.local.rendering import Rendered
+from twinpod.local.rendering import Rendered, RenderedPool
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests/samples/reverse-letters.yaml"
+
+
+POOL = """
+{apiVersion: twinpod.dev/v1alpha1, kind: RolloutPool, metadata: {name: helpers}, spec: {job: reverse-letters}}
+"""
 
 
 class Teller:
@@ -31,7 +38,7 @@ class Teller:
         await asyncio.Event().wait()
 
 
-def manifest(main: str, sidecar: str) -> dict[str, Any]:
+def manifest(main: str, sidecar: str, name: str = "j-master") -> dict[str, Any]:
     mounts = [
         {"name": "shm", "mountPath": "/dev/shm"},
         {"name": "run", "mountPath": "/run/twinpod"},
@@ -41,10 +48,10 @@ def manifest(main: str, sidecar: str) -> dict[str, Any]:
         {"name": "state", "mountPath": "/var/lib/twinpod/state"},
     ]
     return {
-        "metadata": {"name": "j-master-a0", "namespace": "default"},
+        "metadata": {"name": f"{name}-a0", "namespace": "default"},
         "spec": {
             "restartPolicy": "Never",
-            "hostname": "j-master",
+            "hostname": name,
             "subdomain": "j",
             "terminationGracePeriodSeconds": 5,
             "volumes": [
@@ -70,7 +77,7 @@ def manifest(main: str, sidecar: str) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, script: str, sidecar: str, restarts: int) -> None:
+def main(folder: Path, script: str, sidecar: str, restarts: int, pool: str) -> None:
     def render(_job: RLJob, _uid: str) -> Rendered:
         return Rendered(
             pods=(read_pod(manifest(script, sidecar)),),
@@ -82,15 +89,23 @@ def main(folder: Path, script: str, sidecar: str, restarts: int) -> None:
             snapshots_claim="j-snapshots",
         )
 
+    def render_pool(of: RolloutPool, _job: RLJob, _uid: str) -> RenderedPool:
+        pods = tuple(read_pod(manifest(pool, sidecar, f"helpers-rollout-{index}")) for index in range(2))
+        return RenderedPool(name=of.metadata.name, replicas=0, pods=pods, configs={})
+
     job = load_manifest(SAMPLE)
+    pools = [load_as(RolloutPool, POOL)] if pool else []
     spec = job.spec.model_copy(update={"failure_policy": FailurePolicy(max_restarts=restarts)})
     run = RunFolder(folder)
     run.lock()
     isolate()
     run.prepare()
-    ended = asyncio.run(Launcher(job.model_copy(update={"spec": spec}), run, Teller(), render).run())
+    ended = asyncio.run(
+        Launcher(job.model_copy(update={"spec": spec}), run, Teller(), render, pools, render_pool).run()
+    )
     print(f"{ended.decision.verdict}: {ended.decision.reason}", flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]) if len(sys.argv) > 4 else 0)
+    given = dict(enumerate(sys.argv))
+    main(Path(given[1]), given[2], given[3], int(given.get(4, "0")), given.get(5, ""))

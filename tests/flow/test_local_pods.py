@@ -14,6 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.flow.survival_scene import until
+
+from twinpod.errors import InputError
+from twinpod.local.control import scale
 
 SCENE = Path(__file__).with_name("local_scene.py")
 IDLE = "trap 'exit 0' TERM; sleep 1000 & wait"
@@ -180,3 +184,49 @@ def processes_naming(text: str) -> list[int]:
             if text in words:
                 found.append(int(entry.name))
     return found
+
+
+def test_a_pool_is_scaled_while_the_job_runs_and_its_pods_may_say_farewell(folder: Path) -> None:
+    os.mkfifo(folder / "state/end")
+    helper = f"echo begun > {STATE}/alive; trap 'echo $HOSTNAME drained >> {STATE}/log; exit 0' TERM; sleep 1000 & wait"
+    job = f"read word < {STATE}/end"
+    line = [*command(folder, job), helper]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as scene:
+        try:
+            assert until((folder / "control.sock").exists, 20)
+            with pytest.raises(InputError, match="no pool 'nobody'; its pools are: helpers"):
+                scale(folder, "nobody", 1)
+            with pytest.raises(InputError, match="runs 0 to 2 of a pool"):
+                scale(folder, "helpers", 3)
+            assert scale(folder, "helpers", 1) == 0
+            with (folder / "state/alive").open() as alive:
+                assert alive.readline() == "begun\n"
+            assert scale(folder, "helpers", 0) == 1
+            assert until((folder / "state/log").exists, 20)
+            (folder / "state/end").write_text("over\n")
+            said, _ = scene.communicate(timeout=20)
+        finally:
+            scene.kill()
+    assert said.splitlines()[-1] == "succeeded: "
+    assert not (folder / "control.sock").exists()
+    assert "helpers-rollout-0/main starts" in (folder / "logs/helpers-rollout-0.main.log").read_text()
+    assert not (folder / "logs/helpers-rollout-1.main.log").exists()
+
+
+def test_a_pool_s_pod_that_fails_is_started_again_and_the_job_does_not_notice(folder: Path) -> None:
+    os.mkfifo(folder / "state/end")
+    helper = f"test -e {STATE}/again && {{ echo begun > {STATE}/alive; {IDLE}; }}; touch {STATE}/again; exit 5"
+    line = [*command(folder, f"read word < {STATE}/end"), helper]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as scene:
+        try:
+            assert until((folder / "control.sock").exists, 20)
+            scale(folder, "helpers", 1)
+            with (folder / "state/alive").open() as alive:
+                assert alive.readline() == "begun\n"
+            (folder / "state/end").write_text("over\n")
+            said, _ = scene.communicate(timeout=20)
+        finally:
+            scene.kill()
+    first, last = said.splitlines()
+    assert first.startswith("helpers-rollout-0/main ended with exit code 5")
+    assert last == "succeeded: "

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from twinpod.api.load import load_manifest
+from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault, InputError
 from twinpod.local.addresses import choose_block, hosts_file, pod_address
 from twinpod.local.folder import RunFolder, refuse_difference
+from twinpod.local.inputs import load_run
 from twinpod.local.pods import how_it_ended
+from twinpod.local.sources import as_seen_from_outside, source_claims
 from twinpod.records.verdict import Outcome, Verdict, decide
 
 KILLED = "was killed (SIGKILL: kill -9, or the machine ran out of memory)"
@@ -53,6 +56,70 @@ def test_a_second_run_on_the_same_folder_is_refused_in_one_line(tmp_path: Path) 
         second.lock()
     assert "another run uses this folder" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+POOL = """
+apiVersion: twinpod.dev/v1alpha1
+kind: RolloutPool
+metadata: {name: helpers}
+spec: {job: JOB, replicas: 1}
+"""
+SANDBOX = """
+apiVersion: twinpod.dev/v1alpha1
+kind: SandboxPool
+metadata: {name: code}
+spec: {runtimes: [{name: python, image: python}]}
+"""
+
+
+def test_a_file_may_hold_a_job_and_its_pools(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"---\n{SAMPLE.read_text()}---\n# only a remark\n---{POOL.replace('JOB', 'reverse-letters')}")
+    job, pools = load_run(file)
+    assert (job, [pool.metadata.name for pool in pools]) == (load_manifest(SAMPLE), ["helpers"])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (POOL.replace("JOB", "other"), "serves the job other, the file's job is reverse-letters"),
+        (SANDBOX, "SandboxPool code is not honoured by local mode"),
+        (SAMPLE.read_text(), "holds 2 RLJobs; one is run at a time"),
+        (f"{POOL}---{POOL}".replace("JOB", "reverse-letters"), "RolloutPool helpers stands twice"),
+        (POOL.replace("JOB", "x, replica: 1"), "document at line 24.*replica"),
+    ],
+    ids=["other job", "sandbox", "two jobs", "twice", "misspelt"],
+)
+def test_what_a_run_cannot_have_beside_its_job_is_named(tmp_path: Path, more: str, said: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"{SAMPLE.read_text()}---\n{more}")
+    with pytest.raises(InputError, match=f"(?s){said}"):
+        load_run(file)
+
+
+def test_a_run_may_begin_with_what_a_run_beside_it_left(tmp_path: Path) -> None:
+    old, new = RunFolder(tmp_path / "old"), RunFolder(tmp_path / "new")
+    job = load_manifest(SAMPLE)
+    for run in (old, new):
+        run.root.mkdir()
+        run.adopt(job)
+    (old.snapshots / "export").mkdir(parents=True)
+    claim = f"reverse-letters-snapshots-{old.uid()[:8]}"
+    for name in ("old", claim):
+        asked = starting_from(job, name, "export")
+        assert source_claims(asked, new) == {name: old.snapshots}
+        assert as_seen_from_outside(asked, source_claims(asked, new)).spec.model.from_ == str(old.snapshots / "export")
+    with pytest.raises(InputError, match=f"no run in .* has it; name a run folder beside this one, .*: old, {claim}"):
+        source_claims(starting_from(job, "older", "export"), new)
+    with pytest.raises(InputError, match=r"is 'iteration-7'; .* holds export"):
+        source_claims(starting_from(job, "old", "iteration-7"), new)
+    assert source_claims(job, new) == {}
+
+
+def starting_from(job: RLJob, claim: str, folder: str) -> RLJob:
+    document = job.as_manifest()
+    document["spec"]["model"] = {"fromSnapshot": {"claim": claim, "folder": folder}}
+    return RLJob.model_validate(document)
 
 
 def test_the_uid_of_a_run_survives_its_process(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from twinpod.api.load import load_manifest, load_resource
+from twinpod.api.load import load_manifest
+from twinpod.local.inputs import load_run
 
 FOLDER = Path(__file__).resolve().parents[2] / "manifests" / "samples"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -14,8 +15,9 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_sample_is_valid_and_has_at_most_30_lines(path: Path) -> None:
-    resource = load_resource(path)
-    assert resource.metadata.name == path.stem
+    job, pools = load_run(path)
+    assert job.metadata.name == path.stem
+    assert len(pools) == (path.stem == "pool")
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 30
 
 
@@ -27,11 +29,20 @@ def test_a_sample_is_valid_and_has_at_most_30_lines(path: Path) -> None:
         ("reverse-keep", "Keep", 6, "all"),
         ("spell-backward", "Restart", 5, "all"),
         ("smoke", "Restart", 4, "all"),
+        ("two-pods", "Restart", 6, "all"),
+        ("pool", "Keep", 6, "all"),
     ],
 )
 def test_a_sample_is_what_it_says(name: str, cycle: str, segment: int, mask: str) -> None:
-    spec = load_manifest(FOLDER / f"{name}.yaml").spec
+    spec = load_run(FOLDER / f"{name}.yaml")[0].spec
     assert (spec.hybrid.life_cycle, spec.rollout.segment_tokens, spec.algorithm.mask) == (cycle, segment, mask)
+
+
+def test_two_pods_have_the_task_of_the_first_sample() -> None:
+    first, two = (load_manifest(FOLDER / f"{name}.yaml").spec for name in ("reverse-letters", "two-pods"))
+    assert two.hybrid.replicas == 2
+    same = ("iterations", "seed", "model", "dataset", "algorithm", "rollout", "reward", "storage")
+    assert [getattr(first, name) for name in same] == [getattr(two, name) for name in same]
 
 
 def test_the_first_sample_is_the_issue_s_task() -> None:

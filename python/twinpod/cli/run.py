@@ -22,6 +22,7 @@ from twinpod.local import Launcher
 from twinpod.local.folder import RunFolder, refuse_difference
 from twinpod.local.inputs import load_run
 from twinpod.local.isolation import isolate
+from twinpod.local.sources import as_seen_from_outside, source_claims
 from twinpod.records.verdict import Verdict
 
 
@@ -31,7 +32,7 @@ def execute(arguments: argparse.Namespace) -> int:
     job = overridden(asked, seed=arguments.seed, iterations=arguments.iterations)
     folder = RunFolder(arguments.out or Path("runs") / job.metadata.name)
     if not folder.job_file.exists():
-        check_inputs(job)
+        check_inputs(as_seen_from_outside(job, source_claims(job, folder)))
     folder.lock()
     if finished(job, folder):
         there = f"finished already in {shown(folder.root)}"

@@ -42,6 +42,7 @@ from twinpod.local.plan import Pod
 from twinpod.local.pods import Place, PodRun
 from twinpod.local.pools import Pool
 from twinpod.local.rendering import ETCD_NAME, Rendered, RenderedPool, render_locally, render_pool_locally
+from twinpod.local.sources import source_claims
 from twinpod.records.verdict import Decision, Outcome, Verdict, decide
 
 LEAVE_S = 30.0  # for the other pods to end by themselves after the master has
@@ -78,8 +79,9 @@ class Launcher:
         spectator: Spectator,
         render: Callable[[RLJob, str], Rendered] = render_locally,
         pools: Sequence[RolloutPool] = (),
+        render_pool: Callable[[RolloutPool, RLJob, str], RenderedPool] = render_pool_locally,
     ) -> None:
-        self._pool_specs = tuple(pools)
+        self._pool_specs, self._render_pool = tuple(pools), render_pool
         self._job, self._folder, self._spectator, self._render = job, folder, spectator, render
         self._signal = 0
         self._restarts = 0
@@ -103,7 +105,7 @@ class Launcher:
     async def _run(self) -> Decision:
         uid = self._folder.uid()
         rendered = self._render(self._job, uid)
-        rendered_pools = [render_pool_locally(pool, self._job, uid) for pool in self._pool_specs]
+        rendered_pools = [self._render_pool(pool, self._job, uid) for pool in self._pool_specs]
         check_memory([*rendered.pods, *(pod for one in rendered_pools for pod in one.pods[: one.replicas])])
         every_pod = (*rendered.pods, *(pod for one in rendered_pools for pod in one.pods))
         block = choose_block([pod.ports for pod in every_pod], (CLIENT_PORT, PEER_PORT))
@@ -148,7 +150,7 @@ class Launcher:
             for name, text in files.items():
                 write_whole(self._folder.config / config / name, text)
         write_whole(self._folder.config / "hosts", hosts_file(names))
-        claims = rendered.claims(self._folder.state, self._folder.snapshots)
+        claims = rendered.claims(self._folder.state, self._folder.snapshots) | source_claims(self._job, self._folder)
         volumes = Volumes(self._folder, claims, needed_paths(self._job))
         volumes.lay_ground(pods)
         here = Path.cwd()

@@ -165,7 +165,7 @@ def _volume(node: Mapping[str, Any], where: str) -> Volume:
         _only(node["secret"], frozenset({"secretName", "defaultMode"}), f"{where}.secret")
         return Volume(name=name, kind=VolumeKind.SECRET, source=node["secret"]["secretName"], size=0)
     if "persistentVolumeClaim" in node:
-        _only(node["persistentVolumeClaim"], frozenset({"claimName"}), f"{where}.persistentVolumeClaim")
+        _only(node["persistentVolumeClaim"], frozenset({"claimName", "readOnly"}), f"{where}.persistentVolumeClaim")
         return Volume(name=name, kind=VolumeKind.CLAIM, source=node["persistentVolumeClaim"]["claimName"], size=0)
     raise _refused(where, "has no source that local mode knows")
 
