@@ -37,6 +37,7 @@ class Resource:
 
     job: RLJob
     uid: str
+    spec: Manifest  # of the job, as JSON
     labels: dict[str, str] = field(default_factory=dict)
     generation: int = 1
     finalizers: tuple[str, ...] = ()
@@ -70,14 +71,14 @@ class FakeCluster:
     def submit(self, job: RLJob, labels: dict[str, str] | None = None) -> Key:
         """Somebody applies a job."""
         key = Key(kind="RLJob", namespace=job.metadata.namespace, name=job.metadata.name)
-        self.resources[key] = Resource(job=job, uid=self._uid(), labels=labels or {})
+        self.resources[key] = Resource(job=job, uid=self._uid(), spec=job.as_manifest()["spec"], labels=labels or {})
         return key
 
     def edit(self, key: Key, **spec: Any) -> None:
         """Somebody changes fields of the spec (snake_case)."""
         one = self.resources[key]
         one.job = one.job.model_copy(update={"spec": one.job.spec.model_copy(update=spec)})
-        one.generation += 1
+        one.spec, one.generation = one.job.as_manifest()["spec"], one.generation + 1
 
     def delete(self, key: Key) -> None:
         """Somebody deletes the job."""
@@ -104,7 +105,7 @@ class FakeCluster:
         """What the operator sees of a job."""
         one = self.resources[key]
         pods = [pod_view(raw) for raw in self._visible().values() if _owner(raw) == one.uid]
-        raw = {"metadata": {"name": key.name, "labels": one.labels}, "spec": one.job.as_manifest()["spec"]}
+        raw = {"metadata": {"name": key.name, "labels": one.labels}, "spec": one.spec}
         unreachable = ProgressView(reach=Reach.UNREACHABLE, message="etcd:2379 does not answer")
         return Observed(
             key=key,
