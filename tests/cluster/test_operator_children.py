@@ -1,0 +1,199 @@
+"""The operator against a real API server: what one job makes, what it keeps true, what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+
+import pytest
+from tests.cluster.cluster import Cluster
+from tests.cluster.fixtures import control_plane, namespace
+from tests.cluster.operator_scene import USER, OperatorScene, opened
+
+from twinpod.api import names
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+__all__ = ["control_plane"]
+
+
+@pytest.fixture(scope="module")
+def scene(control_plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorScene]:
+    yield from opened(control_plane, tmp_path_factory.mktemp("operator"))
+
+
+@pytest.fixture(scope="module")
+def leading(scene: OperatorScene) -> Iterator[None]:
+    replica = scene.lead()
+    yield
+    replica.stop()
+
+
+@pytest.fixture
+def home(control_plane: Cluster) -> Iterator[str]:
+    with namespace(control_plane, restricted=True) as name:
+        yield name
+
+
+def children(cluster: Cluster, home: str) -> set[tuple[str, str]]:
+    kinds = (
+        "pods,services,configmaps,secrets,serviceaccounts,persistentvolumeclaims,networkpolicies,poddisruptionbudgets"
+    )
+    found = cluster.get(kinds, "-l", names.LABEL_JOB, namespace=home)["items"]
+    return {(one["kind"], one["metadata"]["name"]) for one in found}
+
+
+def all_made(scene: OperatorScene, home: str, pods: int = 2) -> bool:
+    return len(scene.pods(home)) == pods and bool(scene.conditions(home, "x"))
+
+
+def test_a_job_has_its_children_and_its_status_and_then_nothing_is_written(
+    scene: OperatorScene, leading: None, home: str
+) -> None:
+    cluster = scene.cluster
+    scene.job("x", home)
+    cluster.wait("both pods", lambda: all_made(scene, home))
+    made = children(cluster, home)
+    assert {
+        ("Pod", "x-master-a1"),
+        ("Pod", "x-hybrid-0-a1"),
+        ("Service", "x"),
+        ("ConfigMap", "x-job"),
+        ("Secret", "x-tls"),
+        ("Secret", "x-etcd"),
+        ("Secret", "x-ca"),
+    } <= made
+    assert {kind for kind, _ in made} >= {"NetworkPolicy", "PodDisruptionBudget", "PersistentVolumeClaim"}
+    for pod in scene.pods(home):
+        scene.play(home, pod["metadata"]["name"])
+    cluster.wait("ready", lambda: scene.conditions(home, "x")["WorkersReady"][0] == "True")
+    assert scene.quiet(8), "nothing more to say"
+    errors = [one for one in cluster.audit() if one.user == USER and one.namespace == home and one.code >= 400]
+    assert errors == []
+
+
+def test_every_child_that_is_deleted_or_edited_is_put_back(scene: OperatorScene, leading: None, home: str) -> None:
+    cluster = scene.cluster
+    scene.job("x", home)
+    cluster.wait("both pods", lambda: all_made(scene, home))
+    before = children(cluster, home) - {("Pod", pod["metadata"]["name"]) for pod in scene.pods(home)}
+    for kind, name in sorted(before - {("Secret", "x-ca")}):
+        if kind == "PersistentVolumeClaim":
+            continue  # in use by pods: its deletion waits for them
+        cluster.kubectl("delete", kind, name, "-n", home, "--wait=true")
+    cluster.wait("they are back", lambda: before <= children(cluster, home))
+    edit = {"data": {"job.json": "{}"}, "metadata": {"labels": {"theirs": "1"}}}
+    cluster.kubectl("patch", "configmap", "x-job", "-n", home, "--type=merge", "-p", json.dumps(edit))
+
+    def mended() -> bool:
+        found = cluster.get("configmap", "x-job", namespace=home)
+        return found["data"]["job.json"] != "{}" and found["metadata"]["labels"]["theirs"] == "1"
+
+    cluster.wait("our field is back, their label stays", mended)
+    cluster.kubectl("patch", "secret", "x-tls", "-n", home, "--type=merge", "-p", '{"data": {"tls.key": ""}}')
+    cluster.wait("a new key", lambda: bool(cluster.get("secret", "x-tls", namespace=home)["data"].get("tls.key")))
+    assert scene.quiet(5)
+
+
+def test_a_deleted_job_leaves_only_what_it_keeps(scene: OperatorScene, leading: None, home: str) -> None:
+    cluster = scene.cluster
+    scene.job("x", home)
+    cluster.wait("both pods", lambda: all_made(scene, home))
+    cluster.kubectl("delete", "rlj", "x", "-n", home, "--wait=true", "--timeout=60s")
+    cluster.wait("only claims", lambda: {kind for kind, _ in children(cluster, home)} == {"PersistentVolumeClaim"})
+    scene.job("x", home)
+    cluster.wait("both pods again", lambda: all_made(scene, home))
+    claims = [name for kind, name in children(cluster, home) if kind == "PersistentVolumeClaim"]
+    assert len(claims) == 4, "no old state is adopted"
+
+
+def test_a_quota_that_refuses_a_pod_stands_on_the_job(scene: OperatorScene, leading: None, home: str) -> None:
+    cluster = scene.cluster
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": {"pods": "1"}}}
+    cluster.apply(quota, namespace=home)
+    cluster.wait(
+        "quota is known", lambda: "used" in cluster.get("resourcequota", "q", namespace=home).get("status", {})
+    )
+    scene.job("x", home)
+
+    def told() -> bool:
+        ready = scene.conditions(home, "x").get("Ready", ("", "", ""))
+        return ready[1] == names.Reason.QUOTA_REFUSED and "exceeded quota" in ready[2]
+
+    cluster.wait("the quota is the reason", told)
+    cluster.kubectl("delete", "resourcequota", "q", "-n", home)
+    cluster.wait("both pods", lambda: all_made(scene, home), timeout_s=90)
+
+
+def test_a_mutating_policy_and_limits_lead_to_no_endless_writes(scene: OperatorScene, leading: None, home: str) -> None:
+    cluster = scene.cluster
+    limits = {
+        "apiVersion": "v1",
+        "kind": "LimitRange",
+        "metadata": {"name": "l"},
+        "spec": {"limits": [{"type": "Container", "default": {"cpu": "2"}, "defaultRequest": {"cpu": "100m"}}]},
+    }
+    cluster.apply(limits, namespace=home)
+    match = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": home}}}
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"]}
+    expression = 'Object{metadata: Object.metadata{labels: {"app.kubernetes.io/name": "theirs"}}}'
+    policy = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingAdmissionPolicy",
+        "metadata": {"name": home},
+        "spec": {
+            "matchConstraints": {"resourceRules": [rule | {"resources": ["configmaps", "services"]}]} | match,
+            "failurePolicy": "Fail",
+            "reinvocationPolicy": "Never",
+            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}],
+        },
+    }
+    binding = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingAdmissionPolicyBinding",
+        "metadata": {"name": home},
+        "spec": {"policyName": home},
+    }
+    cluster.apply(policy, binding)
+    try:
+        probe = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probe", "labels": {"a": "b"}}}
+
+        def mutates() -> bool:
+            cluster.kubectl("delete", "configmap", "probe", "-n", home, "--ignore-not-found")
+            cluster.apply(probe, namespace=home)
+            labels = cluster.get("configmap", "probe", namespace=home)["metadata"]["labels"]
+            return labels.get("app.kubernetes.io/name") == "theirs"
+
+        cluster.wait("the policy is in force", mutates)
+        scene.job("x", home)
+        cluster.wait("both pods", lambda: all_made(scene, home))
+        assert scene.quiet(8), "what a policy changes is accepted"
+        config = cluster.get("configmap", "x-job", namespace=home)
+        assert config["metadata"]["labels"]["app.kubernetes.io/name"] == "theirs"
+    finally:
+        cluster.kubectl("delete", "mutatingadmissionpolicybinding,mutatingadmissionpolicy", home)
+
+
+def test_a_stopped_leader_writes_nothing_after_another_took_over(scene: OperatorScene, home: str) -> None:
+    cluster = scene.cluster
+    first = scene.lead()
+    second = scene.start()
+    cluster.wait("the second waits", lambda: "leads; waiting" in second.text)
+    before = scene.holder()
+    first.signal(signal.SIGSTOP)
+    scene.job("x", home)
+    cluster.wait("the second leads", lambda: scene.holder() not in ("", before), timeout_s=30)
+    cluster.wait("both pods", lambda: all_made(scene, home))
+    assert second.alive
+    mark = cluster.audit_mark()
+    first.signal(signal.SIGCONT)
+    first.process.wait(20)
+    assert first.process.returncode == 1
+    assert scene.holder() != before
+    conflicts = [
+        one for one in cluster.audit(mark) if one.user == USER and one.code == 409 and one.resource != "leases"
+    ]
+    assert conflicts == []
+    second.stop()
+    assert second.process.returncode == 0
+    assert scene.holder() == "", "given away, so that the next one need not wait"
