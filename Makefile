@@ -6,7 +6,7 @@ SAMPLE := manifests/samples/reverse-letters.yaml
 TESTS ?= tests/unit tests/structure tests/flow
 SURVIVAL := tests/flow/test_survival.py
 
-.PHONY: help setup demo demo-local test test-survival verify protos crds pins bench bench-rollout bench-learning soak cluster-up cluster-down cluster-kubeconfig doctor clean
+.PHONY: help setup demo demo-cluster smoke images demo-local test test-survival verify protos crds pins bench bench-rollout bench-learning bench-operator soak cluster-up cluster-down cluster-kubeconfig doctor clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,15 @@ setup: ## third-party packages (once a machine) and this checkout's .venv (secon
 	@./tools/setup
 
 demo: setup demo-local ## set up, then train the reverse-letters sample to its end on this machine
+
+demo-cluster: setup ## the sample on Kubernetes: on TWINPOD_CONTEXT (images to TWINPOD_REGISTRY), else on a cluster made here
+	@$(PY) tools/demo
+
+smoke: setup ## two iterations and a pool on Kubernetes; the exit code tells; never falls back to local mode
+	@$(PY) tools/demo --smoke
+
+images: setup ## build the container images with buildah (needs root); unchanged ones cost seconds
+	@./tools/images build
 
 demo-local: ## the same without set-up; resumes runs/<job> where it stopped
 	@.venv/bin/twinpod run $(SAMPLE) --local
@@ -45,6 +54,9 @@ bench-rollout: setup ## tokens per second of the CPU engine against torch_native
 
 bench-learning: setup ## three seeds of the samples to their end, as a table and tests/bench/results/learning.json
 	@$(PY) -m tests.bench.learning
+
+bench-operator: setup ## the operator with 250 to 5,000 jobs on a real API server, as a table and tests/bench/results/operator.json
+	@$(PY) -m tests.bench.operator_scale
 
 soak: setup ## a long run with random kills of every process
 	@$(PY) tests/bench/soak.py
