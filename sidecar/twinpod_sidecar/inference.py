@@ -37,6 +37,7 @@ from twinpod_sidecar.settings import InferenceSettings
 from twinpod_sidecar.standby import Standby
 
 log = logging.getLogger(__name__)
+FAREWELL_S = 8.0  # for the worker to cut what runs and give it back
 
 
 @dataclass(slots=True)
@@ -76,7 +77,8 @@ class InferenceHalf:
         self._asked: dict[Weights, Serving] = {}  # of the last SERVE commands
         self._staged: dict[Weights, WeightVersion] = {}  # those with fetched shards, as they lie here
         self._seconds = {"start_s": 0.0, "fetch_s": 0.0, "fetch_bytes": 0.0, "verify_s": 0.0, "load_s": 0.0}
-        self._ending = False
+        self._leaving = self._ending = False
+        self._farewell: asyncio.Task[None] | None = None
 
     async def execute(self, command: Command) -> Reply:
         """See service.Half."""
@@ -98,7 +100,14 @@ class InferenceHalf:
         )
 
     def terminate(self) -> None:
-        """SIGTERM: end in order, children first."""
+        """SIGTERM: the worker gives back what was generated, then everything ends in order, children first."""
+        if not self._leaving:
+            self._leaving = True
+            self._farewell = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        if self._worker is not None:
+            await self._worker.stop(FAREWELL_S)
         self._events.put_nowait(nouns.Terminate())
 
     async def run(self) -> int:
@@ -197,7 +206,7 @@ class InferenceHalf:
         know.
         """
         failures = 0
-        while not self._ending:
+        while not self._leaving:
             loop = asyncio.get_running_loop()
             began = loop.time()
             try:
@@ -205,6 +214,8 @@ class InferenceHalf:
                 reason = (await self._worker.wait()).reason
             except TwinpodError as error:
                 reason = error.line()
+            if self._leaving:
+                return
             failures = 1 if loop.time() - began > machine.LONGEST_PAUSE_S else failures + 1
             log.warning("%s; it is started again", reason)
             await asyncio.sleep(machine.pause(failures))

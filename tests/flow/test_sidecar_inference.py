@@ -287,6 +287,17 @@ async def test_exit_leaves_no_process_behind(tmp_path: Path) -> None:
     assert processes("") == []
 
 
+async def test_at_sigterm_the_worker_says_farewell_while_the_engine_still_serves(tmp_path: Path) -> None:
+    farewell = f"cp {tmp_path}/run/engine.json {tmp_path}/farewell; exit 0"
+    worker = ("sh", "-c", f"trap '{farewell}' TERM; touch {tmp_path}/up; sleep 1000 & wait")
+    async with InferenceBench(tmp_path, worker=worker) as bench:
+        await bench.serve(small_version(tmp_path / "shm", 1))
+        await bench.news.until((tmp_path / "up").exists)
+        bench.half.terminate()
+    assert json.loads((tmp_path / "farewell").read_text())["version"] == 1
+    assert processes("") == []
+
+
 async def test_sigterm_in_the_middle_of_a_load_leaves_no_process_behind(tmp_path: Path) -> None:
     async with InferenceBench(tmp_path) as bench:
         bench.kind.behaviours = [{"hold": "load"}]

@@ -107,9 +107,11 @@ def module(
 class InferenceBench:
     """A running inference half. `async with`; on leaving it has ended and nothing of it is left."""
 
-    def __init__(self, folder: Path, life: LifeCycle = LifeCycle.RESTART) -> None:
+    def __init__(
+        self, folder: Path, life: LifeCycle = LifeCycle.RESTART, worker: tuple[str, ...] = ("sleep", "1000")
+    ) -> None:
         self.folder, self.kind, self.news = folder, FakeKind(), News()
-        self.worker = ChildSpec(name="worker", argv=("sleep", "1000"), env=dict(os.environ), log=folder / "worker.log")
+        self.worker = ChildSpec(name="worker", argv=worker, env=dict(os.environ), log=folder / "worker.log")
         self.settings = InferenceSettings(
             half=half_settings(folder),
             life=life,
