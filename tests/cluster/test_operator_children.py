@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -172,28 +171,3 @@ def test_a_mutating_policy_and_limits_lead_to_no_endless_writes(scene: OperatorS
         assert config["metadata"]["labels"]["app.kubernetes.io/name"] == "theirs"
     finally:
         cluster.kubectl("delete", "mutatingadmissionpolicybinding,mutatingadmissionpolicy", home)
-
-
-def test_a_stopped_leader_writes_nothing_after_another_took_over(scene: OperatorScene, home: str) -> None:
-    cluster = scene.cluster
-    first = scene.lead()
-    second = scene.start()
-    cluster.wait("the second waits", lambda: "leads; waiting" in second.text)
-    before = scene.holder()
-    first.signal(signal.SIGSTOP)
-    scene.job("x", home)
-    cluster.wait("the second leads", lambda: scene.holder() not in ("", before), timeout_s=30)
-    cluster.wait("both pods", lambda: all_made(scene, home))
-    assert second.alive
-    mark = cluster.audit_mark()
-    first.signal(signal.SIGCONT)
-    first.process.wait(20)
-    assert first.process.returncode == 1
-    assert scene.holder() != before
-    conflicts = [
-        one for one in cluster.audit(mark) if one.user == USER and one.code == 409 and one.resource != "leases"
-    ]
-    assert conflicts == []
-    second.stop()
-    assert second.process.returncode == 0
-    assert scene.holder() == "", "given away, so that the next one need not wait"
