@@ -78,7 +78,8 @@ class Standby:
         try:
             self._child.stdin.write((json.dumps({"id": number, **message}) + "\n").encode())
             self._child.stdin.flush()  # some hundred bytes into a pipe that is always read: it does not block
-            found = await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for of Python 3.11 forgets a cancel that meets the answer
+                found = await answer
         except TimeoutError as error:
             raise EngineFault(f"no answer to {message['op']} within {timeout_s:g} s", where="standby") from error
         except OSError as error:

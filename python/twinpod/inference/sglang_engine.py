@@ -249,7 +249,8 @@ class SGLangEngine:
         while True:
             await self._call("POST", "/abort_request", {"rid": "", "abort_all": True}, empty=True)
             try:
-                await asyncio.wait_for(self._idle.wait(), 0.05)
+                async with asyncio.timeout(0.05):  # wait_for of Python 3.11 forgets a cancel that meets the event
+                    await self._idle.wait()
                 return
             except TimeoutError:
                 if time.monotonic() > end:
