@@ -137,7 +137,7 @@ def down(name: str, *, keep: bool = False) -> None:
         if layout is None:
             return
         if pid := supervisor.running(layout):
-            _ask_to_end(layout, pid)
+            _end(layout, pid, signal.SIGTERM if keep else signal.SIGKILL)  # what is not kept need not end well
         leftovers.sweep(layout)
         if not keep:
             for path in layout.root.iterdir():
@@ -145,10 +145,10 @@ def down(name: str, *, keep: bool = False) -> None:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _ask_to_end(layout: Layout, pid: int) -> None:
+def _end(layout: Layout, pid: int, by: signal.Signals) -> None:
     deadline = time.monotonic() + STOP_S
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, by)
     while supervisor.running(layout):
         if time.monotonic() > deadline:
             with contextlib.suppress(ProcessLookupError):

@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 
 from tests.cluster import control_plane, node, services, spaces
-from tests.cluster.layout import TOP, ClusterFault, Layout
+from tests.cluster.layout import TOP, ClusterFault, Layout, cache
 from tests.cluster.programs import Program, wrapped
 
 WAKE_S = 2.0
@@ -65,7 +65,7 @@ class Child:
     def _start(self, now: float, spaces: dict[str, Sequence[str]]) -> None:
         key, _, value = self._layout.marker.partition("=")
         environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "HOME": str(self._layout.root)}
-        environment |= {"LANG": "C.UTF-8", **self.program.environment, key: value}
+        environment |= {"LANG": "C.UTF-8", "TWINPOD_CACHE": str(cache()), **self.program.environment, key: value}
         with open(self._layout.logs / f"{self.program.name}.log", "ab") as log:
             self._process = subprocess.Popen(
                 wrapped(self.program, spaces),
