@@ -7,6 +7,7 @@ conflict means that what was observed is not true any more: it is observed again
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import itertools
 import logging
@@ -19,9 +20,17 @@ from twinpod.api import names
 from twinpod.errors import EnvironmentFault
 from twinpod_operator.certificates import Issuer
 from twinpod_operator.etcd_admin import EtcdAdmin
-from twinpod_operator.kinds import EVENT, POD, kind_of
+from twinpod_operator.kinds import EVENT, OURS, POD, kind_of
 from twinpod_operator.kube import Api
-from twinpod_operator.kube_errors import AlreadyExists, ApiConflict, ApiError, NotFound, Refused
+from twinpod_operator.kube_errors import (
+    AlreadyExists,
+    ApiConflict,
+    ApiError,
+    ApiUnreachable,
+    LeaseLost,
+    NotFound,
+    Refused,
+)
 from twinpod_operator.nouns import (
     Action,
     Apply,
@@ -31,6 +40,7 @@ from twinpod_operator.nouns import (
     Finding,
     IssueCertificates,
     Manifest,
+    Mark,
     Observed,
     SetFinalizers,
     Sweep,
@@ -61,6 +71,7 @@ class Actor:
             Apply: self._apply,
             Delete: self._delete,
             Ungate: self._ungate,
+            Mark: self._mark,
             Sweep: self._sweep,
             SetFinalizers: self._finalize,
             Emit: self._emit,
@@ -84,11 +95,17 @@ class Actor:
             await self._acts[type(action)](observed, action)
         except Refused as error:
             done.refusals.append(error.finding)
+        except ApiUnreachable:
+            raise
         except (ApiConflict, AlreadyExists) as error:
             taken = isinstance(action, (Apply, IssueCertificates)) and not action.uid
             if taken:
                 done.refusals.append(Finding(reason=names.Reason.NAME_TAKEN, message=error.line()))
             done.stale = error
+        except (ApiError, LeaseLost):
+            raise
+        except EnvironmentFault as error:  # etcd: the job's user could not be made
+            done.refusals.append(Finding(reason=names.Reason.STORE_UNREACHABLE, message=error.line()))
 
     async def _create(self, observed: Observed, action: Create) -> None:
         del observed
@@ -101,6 +118,10 @@ class Actor:
 
     async def _delete(self, observed: Observed, action: Delete) -> None:
         kind, namespace = kind_of(action.kind), observed.key.namespace
+        if kind in OURS:  # its time to live is over; the watch tells when it is gone
+            with contextlib.suppress(NotFound):
+                await self._api.delete(kind, namespace, action.name, action.uid)
+            return
         shelf = self._world.pods if kind is POD else self._world.children[action.kind]
         try:
             answer = await self._api.delete(kind, namespace, action.name, action.uid, grace_s=action.grace_s)
@@ -119,6 +140,11 @@ class Actor:
         }
         answer = await self._api.merge(POD, observed.key.namespace, action.name, body, strategic=True)
         self._world.pods.own(answer)
+
+    async def _mark(self, observed: Observed, action: Mark) -> None:
+        body = {"metadata": {"uid": action.uid, "annotations": {action.annotation: action.value}}}
+        with contextlib.suppress(NotFound):
+            self._world.pods.own(await self._api.merge(POD, observed.key.namespace, action.name, body))
 
     async def _sweep(self, observed: Observed, action: Sweep) -> None:
         del observed

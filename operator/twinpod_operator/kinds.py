@@ -74,7 +74,8 @@ _ALL = (*OURS, POD, *APPLIED, EVENT, DEVICE_CLAIM, DEVICE_CLASS, LEASE)
 KINDS = {kind.kind: kind for kind in _ALL}
 
 USED: tuple[Use, ...] = (
-    *(Use(kind=kind, verbs=("list", "watch", "patch")) for kind in OURS),
+    Use(kind=RL_JOB, verbs=("list", "watch", "patch", "delete")),  # deleted when its time to live is over
+    *(Use(kind=kind, verbs=("list", "watch", "patch")) for kind in OURS if kind != RL_JOB),
     *(Use(kind=kind, verbs=("patch",), subresource="status") for kind in OURS),
     # Owner references with blockOwnerDeletion need it where the admission plug-in asks for it.
     *(Use(kind=kind, verbs=("update",), subresource="finalizers") for kind in OURS),

@@ -69,8 +69,8 @@ def test_leases_are_touched_only_where_the_operator_runs() -> None:
 
 def test_a_request_that_is_not_granted_is_not_sent() -> None:
     check_granted("create", kinds.POD)
-    with pytest.raises(ProtocolError, match="delete of RLJob"):
-        check_granted("delete", kinds.RL_JOB)
+    with pytest.raises(ProtocolError, match="delete of RolloutPool"):
+        check_granted("delete", kinds.ROLLOUT_POOL)
 
 
 def test_every_child_can_be_put_back() -> None:
