@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import urllib.request
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -24,12 +25,15 @@ from twinpod.errors import (
 from twinpod.master.__main__ import exit_code
 from twinpod.master.board import Board
 from twinpod.master.crew import loading_seconds, missing_halves
+from twinpod.master.desk import Desk, Patience
+from twinpod.master.dispatch import Ended, Rules, WorkBuffer
 from twinpod.master.halves import Halves, Order
 from twinpod.master.health import Health
 from twinpod.master.progress import PhaseTimer, eta_s
-from twinpod.master.recruits import stands_idle
+from twinpod.master.recruits import stands_idle, whom_to_ask
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
-from twinpod.testing.fakes_master import record
+from twinpod.records.rollout import Group, GroupState, Segment, Trajectory, WorkResult
+from twinpod.testing.fakes_master import generate, prompts, record, settings
 
 KEYS = Keys(namespace="n", job_uid="u")
 
@@ -87,6 +91,83 @@ def test_who_is_missing_at_the_start(members: tuple[HalfStatus, ...], missing: s
 def test_which_newcomer_is_recruited(state: EngineState, version: int, idle: bool) -> None:
     assert stands_idle(member("p", HalfKind.INFERENCE, state.value, version), 3) is idle
     assert not stands_idle(TRAINER, 3)
+
+
+@pytest.mark.parametrize(
+    ("pod", "state", "version", "asked"),
+    [
+        ("p-0", EngineState.NONE, 0, True),
+        ("p-0", EngineState.SERVING, 3, True),  # says so, but has not told this master
+        ("p-0", EngineState.LOADING, 0, True),  # for an older master, perhaps
+        ("sworn", EngineState.SERVING, 3, False),
+        ("sworn", EngineState.SERVING, 2, True),
+        ("sworn", EngineState.IDLE, 0, True),
+        ("sworn", EngineState.LOADING, 0, False),
+        ("h-0", EngineState.SERVING, 3, False),
+        ("h-0", EngineState.LOADING, 0, False),
+        ("h-0", EngineState.NONE, 0, True),
+    ],
+)
+def test_who_is_told_to_take_the_version(pod: str, state: EngineState, version: int, asked: bool) -> None:
+    one = member(pod, HalfKind.INFERENCE, state.value, version)
+    assert whom_to_ask((TRAINER, one), 3, frozenset({"h-0"}), {"sworn"}) == ((one,) if asked else ())
+
+
+class Sheet:
+    """A sink that keeps what it is given."""
+
+    async def begin(self, count: int) -> list[Group]:
+        return []
+
+    async def store(self, results: Sequence[WorkResult]) -> list[Segment]:
+        return [segment for result in results for segment in result.segments]
+
+    def judge(self, ended: Sequence[Ended]) -> None:
+        return None
+
+
+@dataclass
+class Few:
+    """One awaited pod, and helpers that may be let in."""
+
+    helpers: set[str]
+    engines: int = 1
+
+    def takes_part(self, pod: str) -> bool:
+        return pod == "h-0" or pod in self.helpers
+
+    def is_awaited(self, pod: str) -> bool:
+        return pod == "h-0"
+
+
+async def test_a_helper_gets_work_once_it_is_sworn_and_what_it_holds_is_not_waited_for() -> None:
+    now, few = [0.0], Few(set())
+    desk = Desk(lambda: now[0], Patience(tick_s=0.001))
+    desk.epoch = 1
+    sampling = settings().sampling
+    buffer = WorkBuffer(rules=Rules(wanted=1, in_flight=2, sampling=sampling, seed=1), epoch=1, iteration=1, version=3)
+    for number, prompt in enumerate(prompts(2), 1):
+        blank = Trajectory(trajectory_id=number, group_id=number, segments=(), reward=None)
+        buffer.admit(
+            Group(group_id=number, epoch=0, prompt=prompt, born=1, state=GroupState.OPEN, trajectories=(blank,)), {}
+        )
+    phase = asyncio.create_task(desk.run(buffer, Sheet(), few, lambda finished, wanted: None))
+    await asyncio.sleep(0)
+    assert (await desk.pull("p-0", 1, 3, 1, 0.0, ())).items == ()
+    few.helpers.add("p-0")
+    (taken,) = (await desk.pull("p-0", 1, 3, 1, 0.0, ())).items
+    desk.lose("p-0")  # gone for good: the item is there for the next who asks
+    (again,) = (await desk.pull("p-0", 1, 3, 1, 0.0, ())).items
+    assert again.group_id == taken.group_id
+    (own,) = (await desk.pull("h-0", 1, 3, 1, 0.0, ())).items
+    await desk.give(1, [generate(own, "h-0")])
+    await desk.give(1, [generate(own, "h-0")])
+    buffer.close()
+    for seconds in (1.0, 2.0, 4.0):
+        await asyncio.sleep(0.005)
+        assert not phase.done()
+        now[0] += seconds
+    await asyncio.wait_for(phase, 5.0)
 
 
 @pytest.mark.parametrize(
