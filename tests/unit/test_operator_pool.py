@@ -1,0 +1,76 @@
+"""Which pods of a pool come and go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twinpod.api import names
+from twinpod.api.load import load_manifest
+from twinpod.api.meta import Metadata
+from twinpod.api.types import RLJob, RolloutPool, RolloutPoolSpec
+from twinpod.testing.fake_cluster import PLATFORM
+from twinpod_operator.nouns import Create, Delete, JobLink, Key, Observed, PodView
+from twinpod_operator.plan import plan
+
+SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "reverse-letters.yaml"
+NOW = 1_800_000_000.0
+JOB = load_manifest(SAMPLE)
+LINK = JobLink(name="reverse-letters", uid="job", job=JOB)
+
+
+def pod(index: int, attempt: int = 0, phase: str = "Running", **more: Any) -> PodView:
+    name = names.attempt_name(names.rollout_name("p", index), attempt)
+    given = {"created": NOW - 100, "job_uid": "job", "owner_uid": "pool", "ready": phase == "Running"} | more
+    return PodView(name=name, uid=name, role="rollout", index=index, attempt=attempt, phase=phase, **given)
+
+
+def moves(replicas: int, *pods: PodView, link: JobLink = LINK) -> tuple[list[str], list[str], str]:
+    """Names created, names deleted, reason of Ready."""
+    pool = RolloutPool(
+        api_version="twinpod.dev/v1alpha1",
+        kind="RolloutPool",
+        metadata=Metadata(name="p", namespace=JOB.metadata.namespace),
+        spec=RolloutPoolSpec(job="reverse-letters", replicas=replicas),
+    )
+    key = Key(kind="RolloutPool", namespace="demo", name="p")
+    seen = Observed(key=key, uid="pool", generation=1, raw={}, resource=pool, pods=pods, link=link)
+    made = plan(seen, PLATFORM, NOW)
+    assert made.status is not None
+    (ready,) = [item["reason"] for item in made.status["conditions"] if item["type"] == "Ready"]
+    created = [action.manifest["metadata"]["name"] for action in made.actions if isinstance(action, Create)]
+    deleted = [action.name for action in made.actions if isinstance(action, Delete) and action.kind == "Pod"]
+    return created, deleted, ready
+
+
+@pytest.mark.parametrize(
+    ("replicas", "pods", "created", "deleted"),
+    [
+        pytest.param(2, (), ["p-rollout-0-a0", "p-rollout-1-a0"], [], id="from nothing"),
+        pytest.param(1, (pod(0), pod(1)), [], ["p-rollout-1-a0"], id="the highest index leaves"),
+        pytest.param(0, (pod(0), pod(1)), [], ["p-rollout-1-a0", "p-rollout-0-a0"], id="to nothing"),
+        pytest.param(2, (pod(0), pod(1, delete_by=NOW + 9)), [], [], id="an index that drains is not taken yet"),
+        pytest.param(2, (pod(0), pod(1, delete_by=NOW - 60)), ["p-rollout-1-a1"], [], id="a lost node's pod is"),
+        pytest.param(1, (pod(0, phase="Failed", ended_at=NOW - 1),), [], [], id="a crash waits"),
+        pytest.param(1, (pod(0, phase="Failed", ended_at=NOW - 6),), ["p-rollout-0-a1"], [], id="then is replaced"),
+        pytest.param(1, (pod(0, phase="Failed"), pod(0, 1)), [], ["p-rollout-0-a0"], id="and then removed"),
+        pytest.param(1, (pod(0, job_uid="of an older job"),), [], ["p-rollout-0-a0"], id="another job's pod leaves"),
+    ],
+)
+def test_pods_of_a_pool(replicas: int, pods: tuple[PodView, ...], created: list[str], deleted: list[str]) -> None:
+    assert moves(replicas, *pods)[:2] == (created, deleted)
+
+
+@pytest.mark.parametrize(
+    ("link", "reason"),
+    [
+        (JobLink(name="reverse-letters"), "JobMissing"),
+        (JobLink(name="reverse-letters", uid="job", job=JOB, suspended=True), "JobSuspended"),
+        (JobLink(name="reverse-letters", uid="job", job=JOB, finished=True), "JobFinished"),
+    ],
+)
+def test_a_pool_without_a_running_job_is_empty_and_says_why(link: JobLink, reason: str) -> None:
+    assert isinstance(JOB, RLJob)
+    assert moves(1, pod(0), link=link) == ([], ["p-rollout-0-a0"], reason)
