@@ -60,12 +60,12 @@ def furnish(layout: Layout) -> None:
         push(layout.registry, PAUSE_IMAGE, pause)
     api, deadline = Api(layout, "admin"), time.monotonic() + READY_S
     for path, made in services.objects(layout):
-        while True:
+        while api.get(f"{path}/{made['metadata']['name']}") is None:
             try:
                 api.create(path, made)
                 break
             except httpx.HTTPStatusError as error:  # the namespace kube-system comes a moment after the API server
-                if time.monotonic() > deadline:
+                if error.response.status_code != httpx.codes.NOT_FOUND or time.monotonic() > deadline:
                     raise ClusterFault(f"the API server refuses {path}: {error.response.text}") from None
                 time.sleep(0.1)
 
