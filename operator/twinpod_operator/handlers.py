@@ -84,8 +84,24 @@ def settings() -> kopf.OperatorSettings:
     chosen.queueing.idle_timeout = 1.0
     chosen.persistence.finalizer = names.FINALIZER + "-kopf"  # never written: nothing here needs it
     chosen.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
-    chosen.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)
+    chosen.persistence.diffbase_storage = _NoDifferences()
     return chosen
+
+
+class _NoDifferences(kopf.DiffBaseStorage):  # type: ignore[misc]  # Kopf has no types here
+    """Kopf copies every object at every event to tell what changed; nobody here asks it."""
+
+    def build(self, *, body: Any, extra_fields: Any = None) -> dict[str, Any]:
+        """Nothing."""
+        del body, extra_fields
+        return {}
+
+    def fetch(self, *, body: Any) -> None:
+        """Nothing."""
+        del body
+
+    def store(self, *, body: Any, patch: Any, essence: Any) -> None:
+        """Nothing."""
 
 
 def _connection(login: Login) -> Any:

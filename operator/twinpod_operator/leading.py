@@ -9,6 +9,7 @@ etcd ───────┘    ▲                  │
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import tempfile
 from collections.abc import Callable
@@ -95,6 +96,8 @@ class Led:
             tasks = [group.create_task(reflector.run()) for reflector in reflectors]
             await asyncio.gather(*(reflector.synced.wait() for reflector in reflectors))
             await resync(tools.api, self.world)
+            gc.collect()
+            gc.freeze()  # what is here now stays; later collections need not look at it again
             log.info("seen: %d resources, %d pods", len(list(self.world)), len(self.world.pods))
             kopf = group.create_task(watch(tools.login, self.world, stop, self.ready))
             tasks += [

@@ -19,6 +19,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from twinpod.api import names
 from twinpod_operator.nouns import Manifest
 
@@ -98,7 +100,7 @@ def _sorted(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _digest(value: Any) -> str:
