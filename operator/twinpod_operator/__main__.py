@@ -101,6 +101,12 @@ class Operator:
         self._ready = True
 
 
+def _innermost(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
 def main(environment: Mapping[str, str]) -> int:
     """The exit code."""
     level = environment.get("TWINPOD_LOG_LEVEL", "INFO")
@@ -115,7 +121,7 @@ def main(environment: Mapping[str, str]) -> int:
         return error.exit_code
     except BaseExceptionGroup as group:
         if lost := group.subgroup(LeaseLost):
-            log.error("%s", lost.exceptions[0])  # noqa: TRY400
+            log.error("%s", _innermost(lost))  # noqa: TRY400
         else:
             log.exception("the operator ended")
         return 1

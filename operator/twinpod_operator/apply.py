@@ -172,7 +172,8 @@ class Actor:
         try:
             await self._api.create(event(observed, action))
         except ApiError as error:
-            log.warning("an event was not written: %s", error)
+            ending = isinstance(error, Refused) and error.finding.reason == names.Reason.NAMESPACE_TERMINATING
+            log.log(logging.DEBUG if ending else logging.WARNING, "an event was not written: %s", error)
 
     async def _issue(self, observed: Observed, action: IssueCertificates) -> None:
         if action.etcd:

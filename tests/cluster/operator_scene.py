@@ -111,7 +111,7 @@ class OperatorScene:
             "TWINPOD_ETCD": self.etcd.endpoint,
             "TWINPOD_ETCD_ACCESS": "true",
             "TWINPOD_NAMESPACE": NAMESPACE,
-            "TWINPOD_LEASE_S": "6",
+            "TWINPOD_LEASE_S": "15",
             "TWINPOD_PORT": "0",
         }
         with open(log, "wb") as file:

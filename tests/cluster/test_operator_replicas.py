@@ -27,8 +27,8 @@ def home(control_plane: Cluster) -> Iterator[str]:
 
 def test_a_stopped_leader_writes_nothing_after_another_took_over(scene: OperatorScene, home: str) -> None:
     cluster = scene.cluster
-    first = scene.lead()
-    second = scene.start()
+    first = scene.lead(TWINPOD_LEASE_S="8")
+    second = scene.start(TWINPOD_LEASE_S="8")
     cluster.wait("the second waits", lambda: "leads; waiting" in second.text)
     before = scene.holder()
     first.signal(signal.SIGSTOP)
