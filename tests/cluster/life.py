@@ -48,7 +48,12 @@ def up(name: str, mode: Mode) -> Layout:
                 )
         else:
             known = _start(steps, name, mode)
-        _wait_ready(steps, known)
+        if not _wait_ready(steps, known):  # it was ending when it was found
+            known = _start(steps, name, mode)
+            if not _wait_ready(steps, known):
+                raise ClusterFault(
+                    f"the supervisor of cluster {name} does not stay; see {known.logs / 'supervisor.log'}"
+                )
         furnish(known)
         return known
 
@@ -97,7 +102,8 @@ def _supervised(layout: Layout, process: subprocess.Popen[bytes]) -> bool:
     return bool(supervisor.running(layout)) and layout.pids.is_dir() and any(layout.pids.iterdir())
 
 
-def _wait_ready(steps: Steps, layout: Layout) -> None:
+def _wait_ready(steps: Steps, layout: Layout) -> bool:
+    """False when it has no supervisor any more."""
     deadline = time.monotonic() + READY_S
     missing = ["supervisor"]
 
@@ -105,9 +111,10 @@ def _wait_ready(steps: Steps, layout: Layout) -> None:
         missing[:] = unready(layout)
         if missing and time.monotonic() > deadline:
             raise ClusterFault(f"not ready after {READY_S:.0f} s: {', '.join(missing)}; logs are in {layout.logs}")
-        return not missing
+        return missing in ([], ["supervisor"])
 
     steps.wait("start the cluster", done, lambda: f"waiting for {', '.join(missing)}", tick_s=0.1)
+    return not missing
 
 
 def unready(layout: Layout) -> list[str]:
