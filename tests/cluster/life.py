@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 from tests.cluster import building, control_plane, identities, leftovers, machine, node, services, supervisor
@@ -79,10 +80,11 @@ def _start(steps: Steps, name: str, mode: Mode) -> Layout:
     known = read_layout(name)
     if known is not None:
         leftovers.sweep(known)
-    layout = choose_layout(name, mode)
-    if layout.full:
-        machine.check_space(layout)
-    layout.write()
+    with _locked(root_of(name).parent / "numbers.lock"):  # two new names must not choose the same number
+        layout = choose_layout(name, mode)
+        if layout.full:
+            machine.check_space(layout)
+        layout.write()
     layout.logs.mkdir(parents=True, exist_ok=True)
     identities.make_identities(layout)
     control_plane.write_files(layout)
@@ -199,6 +201,12 @@ def _alone(name: str) -> Iterator[None]:
     """Only one up or down of a name at a time."""
     root = root_of(name)
     root.parent.mkdir(parents=True, exist_ok=True)
-    with open(root.parent / f"{name}.lock", "w") as lock:
+    with _locked(root.parent / f"{name}.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
