@@ -16,8 +16,14 @@ ROOMS = {
 }
 BAD_NAMES = {"utils", "util", "common", "misc", "manager", "helper", "helpers"}
 # Files and functions that are longer than the alarm, each with its reason.
-LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {
+    "python/twinpod/api/resource_rules.py": "one table of rules; cut in two, neither half would say what it is",
+    "python/twinpod/testing/fake_cluster.py": "one fake with one state",
+    "tests/cluster/bad_manifests.py": "a table of manifests with the words that a person reads",
+}
+LONG_FUNCTIONS: dict[str, str] = {
+    "python/twinpod/api/patch_rules.py:patch_rules": "a table of rules",
+}
 GENERATED = ("python/twinpod/rpc/v1/",)
 
 
@@ -98,7 +104,7 @@ def test_tests_do_not_sleep() -> None:
 
 
 PLACES = re.compile(
-    r"(?<![\w.])/(root|work|home/\w+)/[\w.]|/opt/wheels|https?://[^\s\"'<>)]*(pypi|simple|registry|mirror|proxy)[^\s]*"
+    r"(?<![\w.])(?<!target=)/(root|work|home/\w+)/[\w.]|/opt/wheels|https?://[^\s\"'<>)]*(pypi|simple|registry|mirror|proxy)[^\s]*"
 )
 
 

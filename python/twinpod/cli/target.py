@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from twinpod.client.cluster import ClusterJob
-from twinpod.client.kubectl import Kubectl
 from twinpod.errors import InputError
+
+if TYPE_CHECKING:
+    from twinpod.client.cluster import ClusterJob
 
 KINDS = ("rlj", "rljob", "rljobs", "rljob.twinpod.dev", "rljobs.twinpod.dev")
 HELP = "run folder (runs/reverse-letters), or rlj/NAME on a cluster"
@@ -26,6 +28,9 @@ def target_of(arguments: argparse.Namespace) -> Path | ClusterJob:
     if slash and kind in KINDS and not Path(arguments.target).is_dir():
         if not name or "/" in name:
             raise InputError(f"{arguments.target!r} names no job", mend="write rlj/NAME, as in rlj/reverse-letters")
+        from twinpod.client.cluster import ClusterJob  # late: --help must not wait for the resource models
+        from twinpod.client.kubectl import Kubectl
+
         return ClusterJob(name=name, kubectl=Kubectl(context=arguments.context, namespace=arguments.namespace))
     if arguments.namespace or arguments.context:
         raise InputError(
