@@ -1,7 +1,7 @@
 """`make bench-learning`: the samples to their ends on three seeds, and partial rollouts against full ones, as a table
 and `results/learning.json`.
 
-`--only tail` (or letters, segments) measures a part of it, `--iterations N` a shortened one; both write nothing.
+`--only tail` (or letters, segments) measures a part of it again, `--iterations N` a shortened one, which writes nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from twinpod.records.run import IterationRecord
 SAMPLES = TOP / "manifests" / "samples"
 SEEDS = (0, 1, 2)
 SECONDS = {"letters": 3 * 300.0, "segments": 3 * 450.0, "tail": 360.0}
-TAIL_STEADY = 1 + tail.PASS  # first iteration that counts: the partial run's long answers come in as they begin by then
-TAIL_ITERATIONS = 1 + 2 * tail.PASS  # one whole pass counts, so that both train on as many prompts of each key
+TAIL_STEADY = 21  # first iteration that counts: by then the partial run's long answers come in as fast as they begin
+TAIL_ITERATIONS = 41
 
 
 def letters(iterations: int, say: Say) -> Iterable[Measure]:
@@ -69,26 +69,28 @@ class Steady:
     generate: float  # seconds of it
     tokens: float  # trained in it
     length: float  # tokens of an answer that was trained on
-    reward: float
-    reward_start: float  # mean of the run's first five iterations
+    reward: float  # of an answer that was trained on
+    groups: float  # trained in an iteration
 
     @property
     def reward_a_token(self) -> float:
         """Rewards that were trained on, over trained tokens."""
-        return self.reward * tail.GROUPS * tail.SAMPLES / self.tokens
+        return self.reward / self.length
 
 
 def steady(records: Sequence[IterationRecord]) -> Steady:
     """Means from `TAIL_STEADY` on (from the middle of a shortened run on); the last, with its snapshot, is left out."""
     first = min(TAIL_STEADY, len(records) // 2 + 1)
     counted = [record for record in records[:-1] if record.iteration >= first]
+    trained = [record for record in counted if record.samples]
+    samples = sum(record.samples for record in trained)
     return Steady(
         seconds=statistics.mean(record.seconds.total for record in counted),
         generate=statistics.mean(record.seconds.generate for record in counted),
         tokens=statistics.mean(record.tokens_trained for record in counted),
-        length=statistics.mean(record.length for record in counted),
-        reward=statistics.mean(record.reward for record in counted),
-        reward_start=statistics.mean(record.reward for record in records[:5]),
+        length=sum(record.tokens_trained for record in trained) / samples,
+        reward=sum(record.reward * record.samples for record in trained) / samples,
+        groups=statistics.mean(record.groups for record in counted),
     )
 
 
@@ -128,8 +130,8 @@ def _tail_measures(full: Steady, part: Steady) -> Iterable[Measure]:
         key="partial_reward_ratio",
         value=part.reward_a_token / full.reward_a_token,
         unit="ratio",
-        note=f"reward per trained token, partial over full; rewards rose from {part.reward_start:.2f} to"
-        f" {part.reward:.2f} and from {full.reward_start:.2f} to {full.reward:.2f}",
+        note=f"reward per trained token, partial over full; rewards {part.reward:.3f} and {full.reward:.3f},"
+        f" groups an iteration {part.groups:.1f} and {full.groups:.1f}",
     )
 
 
@@ -139,7 +141,7 @@ PARTS = {"letters": letters, "segments": segments, "tail": long_tail}
 def main() -> int:
     """Exit code 1 when a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.learning", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="these parts; nothing is written")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="these parts; the file keeps the others")
     parser.add_argument("--iterations", type=int, default=0, help="of each run, instead of its own; nothing is written")
     options = parser.parse_args()
     report.end_in_order()
@@ -149,7 +151,7 @@ def main() -> int:
     for name in chosen:
         progress.part(name)
         measures.extend(PARTS[name](options.iterations, progress.say))
-    return report.finish("learning", measures, save=options.only is None and not options.iterations)
+    return report.finish("learning", measures, save=not options.iterations, part=options.only is not None)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -78,14 +79,21 @@ def spread(values: Sequence[float], unit: str = " s") -> str:
     return f"{min(values):.3g} to {max(values):.3g}{unit}, {len(values)} times" if values else "not measured"
 
 
-def finish(name: str, measures: Sequence[Measure], *, save: bool = True) -> int:
-    """Prints the table, writes `results/NAME.json` (when `save`), returns the exit code: 1 when a bar is missed."""
+def finish(name: str, measures: Sequence[Measure], *, save: bool = True, part: bool = False) -> int:
+    """Prints the table, writes `results/NAME.json` (when `save`), returns the exit code: 1 when a bar is missed.
+
+    A `part` of a long bench that was measured again takes its place beside what the file has of the others; the file's
+    machine and commit are then those of the newest part.
+    """
     console.print(_table(name, measures))
     missed = [measure.key for measure in measures if not measure.ok]
     if save:
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"{name}.json"
-        path.write_text(json.dumps(_document(measures), indent=2) + "\n", encoding="utf-8")
+        document = _document(measures)
+        if part and path.exists():
+            document["measures"] = json.loads(path.read_text(encoding="utf-8"))["measures"] | document["measures"]
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         console.print(f"{name}: written to {path.relative_to(TOP)}", markup=False)
     else:
         console.print(f"{name}: not the whole bench, so nothing is written to {RESULTS.relative_to(TOP)}", markup=False)
@@ -93,7 +101,7 @@ def finish(name: str, measures: Sequence[Measure], *, save: bool = True) -> int:
     return 1 if missed else 0
 
 
-def _document(measures: Sequence[Measure]) -> dict[str, object]:
+def _document(measures: Sequence[Measure]) -> dict[str, Any]:
     return {
         "machine": machine(),
         "commit": commit(),

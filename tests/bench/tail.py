@@ -2,11 +2,12 @@
 
 The model is made, not trained: layers whose outputs are zero leave the current token's embedding, a unit vector, in the
 residual stream, so the output matrix is a table of log-probabilities of the next token given the current one. A prompt
-ends in one of eight keys. Seven of them lead to small letters, where each letter ends the answer with probability 1/6;
-the eighth leads to capitals, where it is 1/LONG: one group of eight has answers of some LONG tokens, cut at MOST.
+ends in one of sixteen keys. Fifteen of them lead to small letters, where each letter ends the answer with probability
+1/6; the last leads to capitals, where it is 1/LONG: one group of sixteen has answers of some LONG tokens, cut at MOST.
 
 What there is to learn: each key wants one certain first letter, 1 of 8 in the beginning. The layers are real and are
-trained as any; only their first values are zero. The learning rate is small enough that the lengths stay as they are.
+trained as any; only their first values are zero. The learning rate is so small that the lengths stay as they are, and
+both runs train on the same distribution: their rewards per trained token can be compared.
 
 Full: every answer is generated whole within its iteration. Partial: more groups are in flight than an iteration trains
 on, and what is unfinished when enough groups are done goes on in the next iterations.
@@ -27,21 +28,21 @@ from twinpod.api.types import RLJob
 from twinpod.records.rollout import Prompt
 from twinpod.sampling.items import Item
 
-KEYS, SMALL, CAPITAL = "01234567", "abcdefgh", "ABCDEFGH"
+KEYS, SMALL, CAPITAL = "0123456789!#$%&*", "abcdefgh", "ABCDEFGH"
 CHARACTERS = KEYS + SMALL + CAPITAL
 EOS = 1
-LONG = 300  # tokens after which an answer in capitals ends, on average
+LONG = 1000  # tokens after which an answer in capitals ends, on average
 MOST = 1024  # tokens of an answer
 NEVER = -12.0  # log-probability of a token that does not follow
-GROUPS, SAMPLES, PASS = 16, 8, 20  # groups an iteration, answers a group, iterations a pass over the prompts
-PROMPTS = GROUPS * PASS
-IN_FLIGHT, SEGMENT, AGE = 24, 128, 64
+GROUPS, SAMPLES = len(KEYS), 8  # groups an iteration, answers a group
+PROMPTS = GROUPS  # a pass over them is an iteration: each has one group with a long tail
+IN_FLIGHT, SEGMENT, AGE = 20, 128, 64
 SHAPE = {
     "architecture": "qwen2",
     "hiddenSize": 64,
-    "layers": 2,
-    "heads": 2,
-    "kvHeads": 2,
+    "layers": 1,
+    "heads": 1,
+    "kvHeads": 1,
     "ffnSize": 128,
     "maxPositions": MOST + 16,
 }
@@ -63,7 +64,7 @@ def job(folder: Path, *, partial: bool, iterations: int) -> dict[str, Any]:
             "algorithm": {
                 "groupSize": SAMPLES,
                 "groupsPerIteration": GROUPS,
-                "learningRate": "1e-3",
+                "learningRate": "1e-4",
                 "microBatchTokens": 8192,
             },
             "rollout": rollout,
@@ -86,7 +87,7 @@ def prompts(settings: dict[str, Any], seed: int, size: int) -> Iterator[Item]:
 
 def wanted(key: str) -> str:
     """The first letter that a key asks for."""
-    return (CAPITAL if key == KEYS[-1] else SMALL)[int(key) * 3 % 8]
+    return (CAPITAL if key == KEYS[-1] else SMALL)[KEYS.index(key) * 3 % 8]
 
 
 def score(prompt: Prompt, text: str) -> float:
