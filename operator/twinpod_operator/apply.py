@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import functools
 import itertools
 import logging
 import uuid
@@ -18,6 +19,7 @@ from typing import Any
 
 from twinpod.api import names
 from twinpod.errors import EnvironmentFault
+from twinpod_operator.adoption import belongs, make, taken
 from twinpod_operator.certificates import Issuer
 from twinpod_operator.etcd_admin import EtcdAdmin
 from twinpod_operator.kinds import EVENT, OURS, POD, kind_of
@@ -31,6 +33,7 @@ from twinpod_operator.kube_errors import (
     NotFound,
     Refused,
 )
+from twinpod_operator.labelling import wrong_labels
 from twinpod_operator.nouns import (
     Action,
     Apply,
@@ -39,6 +42,7 @@ from twinpod_operator.nouns import (
     Emit,
     Finding,
     IssueCertificates,
+    Label,
     Manifest,
     Mark,
     Observed,
@@ -50,6 +54,7 @@ from twinpod_operator.world import World
 
 log = logging.getLogger(__name__)
 AT_ONCE = 8  # requests of one resource
+ActionMark = tuple[str, str, str]  # its type, and the kind and name of what it is about
 _SORTS: dict[type, int] = {Apply: 0, IssueCertificates: 0, Create: 1, Ungate: 2, Delete: 3, Emit: 4}
 
 
@@ -58,6 +63,7 @@ class Done:
     """What came of a plan's actions."""
 
     refusals: list[Finding] = field(default_factory=list)
+    refused: set[ActionMark] = field(default_factory=set)  # what met them
     stale: ApiError | None = None  # something was not as observed
 
 
@@ -66,12 +72,14 @@ class Actor:
 
     def __init__(self, api: Api, world: World, issuer: Issuer, etcd: EtcdAdmin) -> None:
         self._api, self._world, self._issuer, self._etcd = api, world, issuer, etcd
+        self._first: set[str] = set()  # uids of jobs that are acted upon for the first time
         self._acts: dict[type, Callable[[Observed, Any], Awaitable[None]]] = {
             Create: self._create,
             Apply: self._apply,
             Delete: self._delete,
             Ungate: self._ungate,
             Mark: self._mark,
+            Label: self._label,
             Sweep: self._sweep,
             SetFinalizers: self._finalize,
             Emit: self._emit,
@@ -80,6 +88,12 @@ class Actor:
 
     async def act(self, observed: Observed, actions: tuple[Action, ...]) -> Done:
         """Everything, as far as it goes. Raises when the API server does not answer or the lease is lost."""
+        try:
+            return await self._act(observed, actions)
+        finally:
+            self._first.discard(observed.uid)
+
+    async def _act(self, observed: Observed, actions: tuple[Action, ...]) -> Done:
         done = Done()
         for batch in batches(actions):
             outcomes = await asyncio.gather(
@@ -95,26 +109,56 @@ class Actor:
             await self._acts[type(action)](observed, action)
         except Refused as error:
             done.refusals.append(error.finding)
+            done.refused.add(mark(action))
         except ApiUnreachable:
             raise
         except (ApiConflict, AlreadyExists) as error:
-            taken = isinstance(action, (Apply, IssueCertificates)) and not action.uid
-            if taken:
+            if isinstance(action, (Apply, IssueCertificates)) and not action.uid:
                 done.refusals.append(Finding(reason=names.Reason.NAME_TAKEN, message=error.line()))
+                done.refused.add(mark(action))
             done.stale = error
         except (ApiError, LeaseLost):
             raise
         except EnvironmentFault as error:  # etcd: the job's user could not be made
             done.refusals.append(Finding(reason=names.Reason.STORE_UNREACHABLE, message=error.line()))
+            done.refused.add(mark(action))
 
     async def _create(self, observed: Observed, action: Create) -> None:
-        del observed
-        self._world.pods.own(await self._api.create(action.manifest))
+        try:
+            self._world.pods.own(await self._api.create(action.manifest))
+        except AlreadyExists as error:  # no error when it is ours: an answer that was lost, a label that was taken off
+            if not await self.find(observed, action.manifest["metadata"]["name"]):
+                raise taken(action.manifest) from error
+
+    async def find(self, observed: Observed, name: str) -> bool:
+        """Whether the resource has a pod of that name after all; if so, it is seen from now on."""
+        namespace = observed.key.namespace
+        try:
+            found = await self._api.get(POD, namespace, name)
+        except NotFound:
+            return False
+        if not belongs(found, observed.uid):
+            return False
+        if wrong := wrong_labels(found):
+            action = Label(name=name, uid=found["metadata"]["uid"], labels=wrong)
+            await self._label(observed, action)
+        else:
+            self._world.pods.own(found)
+        return True
 
     async def _apply(self, observed: Observed, action: Apply) -> None:
-        del observed
-        answer = await self._api.apply(action.manifest, action.uid)
-        self._world.children[answer["kind"]].own(answer)
+        await self._write(observed, action.uid, action.manifest)
+
+    async def _write(self, observed: Observed, uid: str, manifest: Manifest) -> Manifest:
+        """Applies a child; one that is not known to be there is made without taking over somebody else's."""
+        shelf, metadata = self._world.children[manifest["kind"]], manifest["metadata"]
+        if uid:
+            answer = await self._api.apply(manifest, uid)
+        else:
+            first = observed.uid in self._first and not shelf.has(metadata["namespace"], metadata["name"])
+            answer = await make(self._api, manifest, observed.uid, first=first)
+        shelf.own(answer)
+        return answer
 
     async def _delete(self, observed: Observed, action: Delete) -> None:
         kind, namespace = kind_of(action.kind), observed.key.namespace
@@ -146,6 +190,11 @@ class Actor:
         with contextlib.suppress(NotFound):
             self._world.pods.own(await self._api.merge(POD, observed.key.namespace, action.name, body))
 
+    async def _label(self, observed: Observed, action: Label) -> None:
+        body = {"metadata": {"uid": action.uid, "labels": dict(action.labels)}}
+        with contextlib.suppress(NotFound):
+            self._world.pods.own(await self._api.merge(POD, observed.key.namespace, action.name, body))
+
     async def _sweep(self, observed: Observed, action: Sweep) -> None:
         del observed
         try:
@@ -167,6 +216,8 @@ class Actor:
             self._world.put(await self._api.merge(kind_of(key.kind), key.namespace, key.name, body), own=True)
         except NotFound:
             return
+        if names.FINALIZER in action.finalizers:  # set before anything is made
+            self._first.add(observed.uid)
 
     async def _emit(self, observed: Observed, action: Emit) -> None:
         try:
@@ -178,8 +229,15 @@ class Actor:
     async def _issue(self, observed: Observed, action: IssueCertificates) -> None:
         if action.etcd:
             await self._etcd.admit(observed.key.namespace, observed.uid)
-        answer = await self._issuer.job(action)
-        self._world.children["Secret"].own(answer)
+        await self._issuer.job(action, functools.partial(self._write, observed, action.uid))
+
+
+def mark(action: Action) -> ActionMark:
+    """What an action is about, so that it is known again in a later plan. Pure."""
+    manifest = getattr(action, "manifest", None)
+    if manifest is not None:
+        return type(action).__name__, manifest["kind"], manifest["metadata"]["name"]
+    return type(action).__name__, getattr(action, "kind", ""), getattr(action, "name", "")
 
 
 def batches(actions: tuple[Action, ...]) -> Iterator[tuple[Action, ...]]:

@@ -60,6 +60,10 @@ class Shelf(Generic[V]):
         """Views that belong to an uid, by name."""
         return [self._held[place].view for place in sorted(self._of.get(owner, ()))]
 
+    def has(self, namespace: str, name: str) -> bool:
+        """Whether one of that name is here, whoever it belongs to."""
+        return (namespace, name) in self._held
+
     def owner_of(self, uid: str) -> str:
         """Whose the object with that uid is; empty when it is not here."""
         place = self._by_uid.get(uid)

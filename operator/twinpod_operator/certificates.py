@@ -16,7 +16,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from twinpod.api import names
@@ -97,8 +97,8 @@ class Issuer:
         assert self._authority is not None, "platform() first"
         return issue(self._authority, ["root"], valid_days=self._duration_s / DAY_S)
 
-    async def job(self, action: IssueCertificates) -> Manifest:
-        """Makes or renews one Secret of a job; the answer is the Secret as the server keeps it."""
+    async def job(self, action: IssueCertificates, write: Callable[[Manifest], Awaitable[Manifest]]) -> Manifest:
+        """Makes or renews one Secret of a job; `write` sends it and answers with it as the server keeps it."""
         metadata = action.manifest["metadata"]
         if action.etcd:
             assert self._authority is not None, "platform() first"
@@ -107,7 +107,7 @@ class Issuer:
         else:
             authority = await self._job_authority(action)
             pem = issue(authority, action.hosts, valid_days=self._duration_s / DAY_S)
-        return await self._api.apply(self._leaf(action.manifest, pem), action.uid)
+        return await write(self._leaf(action.manifest, pem))
 
     def _leaf(self, manifest: Manifest, pem: Pem) -> Manifest:
         files = {"ca.crt": pem.authority, "tls.crt": pem.certificate, "tls.key": pem.key}

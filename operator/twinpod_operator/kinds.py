@@ -79,8 +79,8 @@ USED: tuple[Use, ...] = (
     *(Use(kind=kind, verbs=("patch",), subresource="status") for kind in OURS),
     # Owner references with blockOwnerDeletion need it where the admission plug-in asks for it.
     *(Use(kind=kind, verbs=("update",), subresource="finalizers") for kind in OURS),
-    *(Use(kind=kind, verbs=("list", "watch", "create", "patch", "delete")) for kind in (POD, *APPLIED)),
-    Use(kind=SECRET, verbs=("get",)),  # the keys of authorities
+    # Read one by one: where a name may be somebody else's or a label was taken off, and the keys of authorities.
+    *(Use(kind=kind, verbs=("get", "list", "watch", "create", "patch", "delete")) for kind in (POD, *APPLIED)),
     Use(kind=DEVICE_CLAIM, verbs=("list", "watch")),
     Use(kind=DEVICE_CLASS, verbs=("list", "watch")),
     Use(kind=EVENT, verbs=("list", "watch", "create")),

@@ -29,6 +29,7 @@ WATCH_S = 300.0  # the server ends a watch after this and up to half as much aga
 SILENCE_S = 150.0  # bookmarks come every minute
 REQUEST_TIMEOUT_S = 30.0
 CONNECTIONS = 64
+CREATED = 201
 _MERGE = "application/merge-patch+json"
 _STRATEGIC = "application/strategic-merge-patch+json"
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
@@ -155,11 +156,19 @@ class Api:
 
         Without: makes the object; ApiConflict when one is there that is not as we want it.
         """
+        return (await self._apply(manifest, uid))[1]
+
+    async def apply_new(self, manifest: Manifest) -> tuple[Manifest, bool]:
+        """`apply` without an uid, and whether the object was not there before."""
+        code, answer = await self._apply(manifest, "")
+        return answer, code == CREATED
+
+    async def _apply(self, manifest: Manifest, uid: str) -> tuple[int, Manifest]:
         kind, metadata = kind_of(manifest["kind"]), manifest["metadata"]
         body = {**manifest, "metadata": {**metadata, "uid": uid}} if uid else manifest
         path = kind.path(metadata.get("namespace", ""), metadata["name"])
         query = {"fieldManager": names.FIELD_MANAGER, "force": str(bool(uid)).lower(), "fieldValidation": "Strict"}
-        return await self._ask("patch", kind, "PATCH", path, query=query, body=body, content=_APPLY)
+        return await self._answer("patch", kind, "PATCH", path, query=query, body=body, content=_APPLY)
 
     async def replace(self, manifest: Manifest) -> Manifest:
         """PUT; with metadata.resourceVersion only over that version."""
@@ -209,6 +218,22 @@ class Api:
         content: str = "application/json",
     ) -> Manifest:
         """One request and its whole answer."""
+        asked = self._answer(verb, kind, method, path, subresource=subresource, query=query, body=body, content=content)
+        return (await asked)[1]
+
+    async def _answer(
+        self,
+        verb: str,
+        kind: Kind,
+        method: str,
+        path: str,
+        *,
+        subresource: str = "",
+        query: Mapping[str, str] | None = None,
+        body: Manifest | None = None,
+        content: str = "application/json",
+    ) -> tuple[int, Manifest]:
+        """The status as well."""
         check_granted(verb, kind, subresource)
         where = f"{verb} of {path.rpartition('/namespaces/')[2]}"
         session = self._reading if method == "GET" else self._writing
@@ -229,7 +254,7 @@ class Api:
                         raise error_of(code, _body(data), where, answer.headers.get("Retry-After", ""))
         finally:
             self._count.request(verb, kind.kind, code)
-        return _body(data)
+        return code, _body(data)
 
 
 @contextlib.contextmanager

@@ -85,8 +85,17 @@ def error_of(code: int, status: dict[str, Any], where: str, retry_after: str = "
         seconds = str(retry_after or (status.get("details") or {}).get("retryAfterSeconds") or "")
         busy.after_s = float(seconds) if seconds.isdigit() else None
         return busy
-    finding = Finding(reason=refusal_of(code, message), message=message)
+    refusal = refusal_of(code, message)
+    mend = _MENDS.get(refusal)
+    finding = Finding(reason=refusal, message=f"{message}; {mend}" if mend else message)
     return Refused(message, where=where, code=code, reason=reason, finding=finding)
+
+
+_MENDS: dict[str, str] = {
+    names.Reason.QUOTA_REFUSED: "raise the namespace's ResourceQuota, or lower resources or replicas in the spec",
+    names.Reason.POD_SECURITY: "take it out of podPatch, or allow it by the namespace's pod-security label",
+    names.Reason.PERMISSION_MISSING: "apply the operator's roles of this release (manifests/operator)",
+}
 
 
 def refusal_of(code: int, message: str) -> str:
@@ -95,6 +104,8 @@ def refusal_of(code: int, message: str) -> str:
         return names.Reason.POD_SECURITY
     if "exceeded quota" in message or "failed quota" in message:
         return names.Reason.QUOTA_REFUSED
+    if "Only one reference can have Controller" in message:
+        return names.Reason.NAME_TAKEN
     if "is being terminated" in message:
         return names.Reason.NAMESPACE_TERMINATING
     if "denied the request" in message or "denied request" in message or "admission webhook" in message:

@@ -36,7 +36,6 @@ from twinpod_operator.settings import Settings
 from twinpod_operator.world import World
 
 log = logging.getLogger(__name__)
-ORPHANS_S = 300.0
 PLATFORM_RETRY_S = 5.0
 
 
@@ -103,7 +102,7 @@ class Led:
             tasks += [
                 group.create_task(self.queue.run(self.reconciler.work, workers=settings.workers)),
                 group.create_task(keep_looking(self.etcd, self.world.running, self.queue.add, settings.progress_s)),
-                group.create_task(keep_sweeping(self.etcd, self._exists, ORPHANS_S)),
+                group.create_task(keep_sweeping(self.etcd, self._exists, settings.sweep_s)),
                 group.create_task(keep_resyncing(tools.api, self.world, self._later, settings.resync_s)),
                 group.create_task(self._keep_certificates(renew)),
             ]

@@ -83,6 +83,7 @@ class PodView:
     device_class: str = ""  # whose scheduling turn it needs; empty without devices
     owner_uid: str = ""  # uid of its controller: the pool of a rollout pod, else the job
     job_uid: str = ""
+    labels_wrong: tuple[tuple[str, str], ...] = ()  # labels that somebody edited, with the values to put back
     ends_group: bool = False  # marked as the end of its queue's pod group
     ended_at: float = 0.0  # newest end of a container, of a pod that has ended
 
@@ -237,6 +238,15 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """Put labels of a pod back, by merge patch; 'not found' is no error."""
+
+    name: str
+    uid: str
+    labels: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """Delete the keys of a job that is gone from etcd, and its etcd user; repeated safely."""
 
@@ -276,7 +286,7 @@ class IssueCertificates:
     hosts: tuple[str, ...]  # DNS names of the job's processes
 
 
-Action = Create | Apply | Delete | Ungate | Mark | Sweep | SetFinalizers | Emit | IssueCertificates
+Action = Create | Apply | Delete | Ungate | Mark | Label | Sweep | SetFinalizers | Emit | IssueCertificates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from twinpod.api.types import RLJob, RolloutPool
 from twinpod_operator.nouns import Action, Finding, Observed, Plan, SetFinalizers
 from twinpod_operator.policies.attempts import Ended, current, judge, sidecar_restarts
 from twinpod_operator.policies.certificates import certificates_due, next_renewal
-from twinpod_operator.policies.children import plan_children
+from twinpod_operator.policies.children import plan_children, relabel
 from twinpod_operator.policies.deletion import plan_deletion
 from twinpod_operator.policies.events import events
 from twinpod_operator.policies.finish import finish
@@ -39,7 +39,7 @@ __all__ = ["plan"]
 def plan(observed: Observed, platform: Platform, now: float) -> Plan:
     """What to do now for one resource."""
     if observed.deleting_since:
-        return plan_deletion(observed, now)
+        return plan_deletion(observed, platform.deletion_s, now)
     manager = (observed.raw.get("spec") or {}).get("managedBy")
     if manager not in (None, names.MANAGER_NAME):
         return Plan()  # somebody else looks after it
@@ -73,6 +73,7 @@ def _go_on(observed: Observed, memory: Memory, job: RLJob, platform: Platform, n
     actions: list[Action] = []
     if names.FINALIZER not in observed.finalizers:
         actions.append(SetFinalizers(finalizers=(*observed.finalizers, names.FINALIZER)))
+    actions += relabel(observed)
     actions += plan_children(observed, platform, observed.uid, job)
     if job.spec.suspend:
         memory = replace(memory, start=0.0, placing_since=0.0, not_before=0.0)

@@ -22,6 +22,13 @@ _WAITING = {
 }
 _OUT_OF_MEMORY = ("OOMKilled", "killed for memory", "out of memory")
 _SHARED_MEMORY = ("SharedMemoryTooSmall", "shared memory", "/dev/shm")
+_IMAGE_MEND = "push the image where nodes can pull it, or change "
+_IMAGES = {
+    "master": "TWINPOD_MASTER_IMAGE of the operator",
+    "trainer": "hybrid.trainer.image",
+    "inference": "inference.image",
+}
+_ROOM_MEND = "add nodes with room, or lower resources, accelerators or replicas in the spec"
 _MESSAGE = 600  # most characters of a container's own words
 
 
@@ -77,7 +84,8 @@ def waiting_finding(item: Manifest) -> Iterator[Finding]:
         return
     said = str(waiting.get("message") or waiting["reason"])
     image = f" (image {item['image']})" if reason is Reason.IMAGE_PULL and item.get("image") else ""
-    yield Finding(reason=reason.value, message=f"container {item['name']}{image}: {said}"[:1024])
+    mend = f"; {_IMAGE_MEND}{_IMAGES.get(item['name'], 'the image')}" if reason is Reason.IMAGE_PULL else ""
+    yield Finding(reason=reason.value, message=f"container {item['name']}{image}: {said}"[:1024] + mend)
 
 
 def scheduling_finding(condition: Manifest | None) -> Iterator[Finding]:
@@ -96,7 +104,7 @@ def scheduling_finding(condition: Manifest | None) -> Iterator[Finding]:
         mend = "lower hybrid.accelerators, name another hybrid.deviceClass, or free devices"
         yield Finding(reason=Reason.CLAIM_UNALLOCATED.value, message=f"{said}; {mend}")
     else:
-        yield Finding(reason=Reason.UNSCHEDULABLE.value, message=said)
+        yield Finding(reason=Reason.UNSCHEDULABLE.value, message=f"{said}; {_ROOM_MEND}" if said else _ROOM_MEND)
 
 
 def _told(condition: Manifest, otherwise: str) -> str:

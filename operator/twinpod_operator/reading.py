@@ -13,6 +13,7 @@ from typing import Any
 
 from twinpod.api import names
 from twinpod.api.names import Reason
+from twinpod_operator.labelling import controller, wrong_labels
 from twinpod_operator.nouns import ChildView, ContainerEnd, DeviceClaimView, Fault, Finding, Manifest, PodView
 from twinpod_operator.ownership import data_digest, owned_digest
 from twinpod_operator.pod_reasons import end_finding, pod_finding, scheduling_finding, waiting_finding
@@ -35,6 +36,8 @@ def pod_view(raw: Manifest) -> PodView:
     ends = tuple(_ends(status))
     last_end = max((unix(end.get("finishedAt")) for end in _terminated(status)), default=0.0)
     scheduled = bool(spec.get("nodeName"))
+    wrong = wrong_labels(raw)
+    labels = {**labels, **dict(wrong)}
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -54,10 +57,11 @@ def pod_view(raw: Manifest) -> PodView:
         restarts=sum(int(item.get("restartCount", 0)) for item in status.get("initContainerStatuses") or ()),
         template_hash=annotations.get(names.ANNOTATION_TEMPLATE_HASH, ""),
         device_class=labels.get(names.LABEL_DEVICE_CLASS, ""),
-        owner_uid=labels.get(names.LABEL_POOL_UID) or labels.get(names.LABEL_JOB_UID, ""),
+        owner_uid=controller(raw)[2] or labels.get(names.LABEL_POOL_UID) or labels.get(names.LABEL_JOB_UID, ""),
+        labels_wrong=wrong,
         job_uid=labels.get(names.LABEL_JOB_UID, ""),
         ends_group=annotations.get(names.QUEUE_RETRIABLE) == "false",
-        ended_at=last_end if status.get("phase") in ("Succeeded", "Failed") else 0.0,
+        ended_at=_ended_at(metadata, conditions, last_end) if status.get("phase") in ("Succeeded", "Failed") else 0.0,
     )
 
 
@@ -152,6 +156,12 @@ def _fault(
     if failed and status.get("reason") == "Evicted" and "exceed" in str(status.get("message")):
         return Fault.APPLICATION  # of its own limit of a volume or of scratch space
     return Fault.INFRASTRUCTURE if failed or deletion else None
+
+
+def _ended_at(metadata: Manifest, conditions: dict[str, Any], last_end: float) -> float:
+    """A pod that ended before any container of it began (refused by its node, evicted) has only its conditions."""
+    changed = (unix(condition.get("lastTransitionTime")) for condition in conditions.values())
+    return last_end or max((unix(metadata.get("creationTimestamp")), *changed))
 
 
 def _statuses(status: Manifest) -> Iterator[Manifest]:

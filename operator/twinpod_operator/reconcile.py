@@ -7,15 +7,17 @@ all) and not what was before them; the actions of that second plan are left to t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from twinpod_operator.apply import Actor, Done
+from twinpod_operator.apply import ActionMark, Actor, Done, mark
 from twinpod_operator.kinds import kind_of
 from twinpod_operator.kube import Api
 from twinpod_operator.kube_errors import ApiConflict, NotFound
 from twinpod_operator.nouns import Emit, Finding, Key, Manifest, Observed, Plan
 from twinpod_operator.observe import Observer
+from twinpod_operator.policies.attempts import vanished
 from twinpod_operator.render_containers import Platform
 from twinpod_operator.world import World
 
@@ -32,24 +34,69 @@ class Planner(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refusal:
+    findings: tuple[Finding, ...]
+    marks: frozenset[ActionMark]
+    times: int  # in a row
+    generation: int
+    until: float
+
+
 class Refusals:
-    """Why the newest creates of each resource were refused, and how often in a row."""
+    """Why the newest actions of each resource were refused, and which of them wait until when.
+
+    What was refused is not tried again before its time, however often events wake the resource; a change of its spec
+    ends the wait.
+    """
 
     def __init__(self) -> None:
-        self._found: dict[Key, tuple[tuple[Finding, ...], int]] = {}
+        self._found: dict[Key, _Refusal] = {}
 
     def get(self, key: Key) -> tuple[Finding, ...]:
         """Of one resource."""
-        return self._found.get(key, ((), 0))[0]
+        found = self._found.get(key)
+        return found.findings if found is not None else ()
 
-    def set(self, key: Key, findings: list[Finding]) -> float | None:
+    def held(self, key: Key, generation: int, now: float) -> frozenset[ActionMark]:
+        """Actions that are not to be tried now."""
+        found = self._found.get(key)
+        if found is None or found.generation != generation or now >= found.until:
+            return frozenset()
+        return found.marks
+
+    def wait_s(self, key: Key, now: float) -> float:
+        """How long what is held waits."""
+        found = self._found.get(key)
+        return max(0.0, found.until - now) if found is not None else 0.0
+
+    def set(
+        self, key: Key, findings: list[Finding], marks: Iterable[ActionMark] = (), *, generation: int = 0, now: float
+    ) -> float | None:
         """What the newest actions met; returns after how long to try again, None when all went well."""
         if not findings:
             self._found.pop(key, None)
             return None
-        times = self._found.get(key, ((), 0))[1]
-        self._found[key] = (tuple(sorted(set(findings))), times + 1)
-        return REFUSED_S[min(times, len(REFUSED_S) - 1)]
+        before = self._found.get(key)
+        times = before.times if before is not None else 0
+        wait = REFUSED_S[min(times, len(REFUSED_S) - 1)]
+        self._found[key] = _Refusal(
+            findings=tuple(sorted(set(findings))),
+            marks=frozenset(marks),
+            times=times + 1,
+            generation=generation,
+            until=now + wait,
+        )
+        return wait
+
+    def add(self, key: Key, findings: list[Finding], marks: Iterable[ActionMark]) -> None:
+        """What further actions met while others are held; they wait as long as those."""
+        before = self._found[key]
+        self._found[key] = replace(
+            before,
+            findings=tuple(sorted({*before.findings, *findings})),
+            marks=before.marks | frozenset(marks),
+        )
 
 
 class Reconciler:
@@ -76,23 +123,32 @@ class Reconciler:
         """Seconds until it is to be looked at again, None when it is gone."""
         observed = self._observer.observe(key)
         if observed is None:
-            self._refusals.set(key, [])
+            self._refusals.set(key, [], now=self._clock())
             return None
+        for name in vanished(observed):
+            if await self._actor.find(observed, name):
+                observed = self._observer.observe(key) or observed
         plan = self._plan(observed, self._platform, self._clock())
         wake: list[float] = [self._resync_s]
-        if plan.actions:
-            done = await self._actor.act(observed, plan.actions)
-            wake += self._after(key, done)
+        held = self._refusals.held(key, observed.generation, self._clock())
+        actions = tuple(action for action in plan.actions if mark(action) not in held)
+        waits = len(actions) < len(plan.actions)
+        if waits:
+            wake.append(self._refusals.wait_s(key, self._clock()))
+        if actions:
+            done = await self._actor.act(observed, actions)
+            wake += self._after(observed, done, waits=waits)
             after = self._observer.observe(key)
             if after is None or after.uid != observed.uid:
                 return AGAIN_S
             told = set(emits(plan))
             observed, plan = after, self._plan(after, self._platform, self._clock())
             await self._actor.act(observed, tuple(one for one in emits(plan) if one not in told))
-            if len(plan.actions) > len(emits(plan)) and not done.refusals and done.stale is None:
+            more = [one for one in plan.actions if not isinstance(one, Emit) and mark(one) not in held]
+            if more and not done.refusals and done.stale is None:
                 wake.append(AGAIN_S)
-        elif self._refusals.get(key):
-            self._refusals.set(key, [])
+        elif self._refusals.get(key) and not waits:
+            self._refusals.set(key, [], now=self._clock())
             wake.append(AGAIN_S)
         if plan.wake_after_s is not None:
             wake.append(max(0.05, plan.wake_after_s))
@@ -100,8 +156,14 @@ class Reconciler:
             wake.append(CONFLICT_S)
         return min(wake)
 
-    def _after(self, key: Key, done: Done) -> list[float]:
-        refused = self._refusals.set(key, done.refusals)
+    def _after(self, observed: Observed, done: Done, *, waits: bool) -> list[float]:
+        refused = None
+        if not waits:
+            refused = self._refusals.set(
+                observed.key, done.refusals, done.refused, generation=observed.generation, now=self._clock()
+            )
+        elif done.refusals:
+            self._refusals.add(observed.key, done.refusals, done.refused)
         return [seconds for seconds in (refused, CONFLICT_S if done.stale else None) if seconds is not None]
 
     async def _write(self, observed: Observed, status: Manifest) -> bool:

@@ -24,6 +24,7 @@ class Platform:
     image_pull_secrets: tuple[str, ...] = ()
     storage_class: str = ""  # empty: the cluster's default
     grace_s: int = 60  # from SIGTERM to SIGKILL
+    deletion_s: float = 120.0  # a deletion ends after it at the latest, with etcd down or a node gone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from twinpod.api.types import RLJob
 from twinpod_operator.pod_patch import patched
 from twinpod_operator.render_containers import Manifest, Platform, mount, pod_security
 
+_OF_A_JOB = (names.LABEL_JOB, names.LABEL_JOB_UID, names.LABEL_INSTANCE)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
@@ -164,7 +166,13 @@ def common_spec(run: Attempt, pod: str, priority_class: str | None) -> Manifest:
 
 
 def device_template(metadata: Manifest, device_class: str, count: int) -> Manifest:
-    """The template of a pod's claim: so many devices of a class, in the form that queueing systems can count."""
+    """The template of a pod's claim: so many devices of a class, in the form that queueing systems can count.
+
+    The claims get labels too, so that the operator sees them. A template cannot be changed: what a pool's claims are
+    labelled with must outlive the job that it serves.
+    """
+    labels = metadata["labels"]
+    kept = {key: value for key, value in labels.items() if names.LABEL_POOL not in labels or key not in _OF_A_JOB}
     request = {
         "name": names.DEVICE_CLAIM,
         "exactly": {"deviceClassName": device_class, "allocationMode": "ExactCount", "count": count},
@@ -173,7 +181,7 @@ def device_template(metadata: Manifest, device_class: str, count: int) -> Manife
         "apiVersion": "resource.k8s.io/v1",
         "kind": "ResourceClaimTemplate",
         "metadata": metadata,
-        "spec": {"spec": {"devices": {"requests": [request]}}},
+        "spec": {"metadata": {"labels": kept}, "spec": {"devices": {"requests": [request]}}},
     }
 
 

@@ -31,6 +31,7 @@ class Settings:
     port: int = 8081  # liveness and metrics
     etcd_access: bool = False  # demand a user of everybody in etcd, and limit each job to its own keys
     progress_s: float = 5.0
+    sweep_s: float = 300.0  # how often keys of jobs that are gone are looked for
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -50,6 +51,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         image_pull_policy=read.one_of("TWINPOD_IMAGE_PULL_POLICY", ("IfNotPresent", "Always", "Never")),
         image_pull_secrets=tuple(part.strip() for part in secrets.split(",") if part.strip()),
         storage_class=read.text("TWINPOD_STORAGE_CLASS", ""),
+        deletion_s=read.duration("TWINPOD_DELETION_S", 120.0, 1.0),
     )
     return Settings(
         platform=platform,
@@ -60,6 +62,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         certificate_s=read.duration("TWINPOD_CERTIFICATE_S", 90 * DAY_S, 60.0),
         lease_s=read.duration("TWINPOD_LEASE_S", 15.0, 3.0),
         port=int(read.number("TWINPOD_PORT", 8081, 0, 65_535)),
+        sweep_s=read.duration("TWINPOD_SWEEP_S", 300.0, 1.0),
         etcd_access=read.one_of("TWINPOD_ETCD_ACCESS", ("false", "true")) == "true",
     )
 

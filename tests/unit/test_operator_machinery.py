@@ -56,13 +56,27 @@ def test_actions_keep_their_order_and_neighbours_go_together() -> None:
 def test_refusals_are_tried_again_less_and_less_often_until_all_goes_well() -> None:
     refusals, key = Refusals(), Key(kind="RLJob", namespace="n", name="x")
     finding = Finding(reason="QuotaRefused", message="m")
-    waits = [refusals.set(key, [finding, finding]) for _ in range(8)]
+    waits = [refusals.set(key, [finding, finding], now=0.0) for _ in range(8)]
     assert waits[: len(REFUSED_S)] == list(REFUSED_S)
     assert waits[-1] == REFUSED_S[-1]
     assert refusals.get(key) == (finding,)
-    assert refusals.set(key, []) is None
+    assert refusals.set(key, [], now=0.0) is None
     assert refusals.get(key) == ()
-    assert refusals.set(key, [finding]) == REFUSED_S[0]
+    assert refusals.set(key, [finding], now=0.0) == REFUSED_S[0]
+
+
+def test_what_was_refused_waits_for_its_time_or_a_new_spec_however_often_it_is_woken() -> None:
+    refusals, key = Refusals(), Key(kind="RLJob", namespace="n", name="x")
+    finding, other = Finding(reason="QuotaRefused", message="m"), Finding(reason="NameTaken", message="n")
+    pod, service = ("Create", "Pod", "p"), ("Apply", "Service", "s")
+    refusals.set(key, [finding], [pod], generation=1, now=100.0)
+    assert refusals.held(key, 1, 100.5) == {pod}
+    assert refusals.wait_s(key, 100.25) == REFUSED_S[0] - 0.25
+    refusals.add(key, [other], [service])
+    assert refusals.held(key, 1, 100.9) == {pod, service}
+    assert refusals.get(key) == (other, finding)
+    assert refusals.held(key, 2, 100.5) == frozenset(), "a person changed the spec"
+    assert refusals.held(key, 1, 100.0 + REFUSED_S[0]) == frozenset()
 
 
 def test_a_secret_says_when_it_is_due_and_shows_that_it_was_edited() -> None:

@@ -16,7 +16,7 @@ from twinpod.api.names import Condition, Reason
 from twinpod.api.types import RLJob
 from twinpod.records.verdict import Outcome, Verdict, decide
 from twinpod_operator.nouns import Fault, Finding, Observed, PodView
-from twinpod_operator.policies.memory import Memory
+from twinpod_operator.policies.memory import Memory, recall
 
 OVERDUE_S = 10.0  # after the end of its grace period a pod is given up: its node does not answer
 STUCK = (Reason.IMAGE_PULL, Reason.CREATE_CONTAINER, Reason.VOLUME)  # what keeps a scheduled pod from coming up
@@ -40,6 +40,23 @@ def wanted_pods(job: RLJob) -> tuple[tuple[str, int], ...]:
 def current(observed: Observed, memory: Memory) -> tuple[PodView, ...]:
     """Pods of the present attempt."""
     return tuple(pod for pod in observed.pods if pod.attempt == memory.attempt)
+
+
+def vanished(observed: Observed) -> tuple[str, ...]:
+    """Names of pods of a running attempt that are not seen any more: gone, or their labels are."""
+    job = observed.resource
+    if not isinstance(job, RLJob) or observed.deleting_since or job.spec.suspend:
+        return ()
+    memory = recall(observed)
+    if memory.finished or memory.complete_attempt != memory.attempt:
+        return ()
+    there = {(pod.role, pod.index) for pod in current(observed, memory)}
+    gone = [one for one in wanted_pods(job) if one not in there]
+    return tuple(names.attempt_name(_stable(job.metadata.name, *one), memory.attempt) for one in gone)
+
+
+def _stable(job: str, role: str, index: int) -> str:
+    return names.master_name(job) if role == names.Role.MASTER else names.hybrid_name(job, index)
 
 
 def overdue(pod: PodView, now: float) -> bool:

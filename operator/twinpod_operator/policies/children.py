@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from twinpod.api.types import RLJob, RolloutPool
-from twinpod_operator.nouns import Action, Apply, ChildView, Delete, Manifest, Observed
+from twinpod_operator.nouns import Action, Apply, ChildView, Delete, Label, Manifest, Observed
 from twinpod_operator.ownership import revision, stamped, wanted_digest
 from twinpod_operator.render import render_job
 from twinpod_operator.render_containers import Platform
 from twinpod_operator.render_pool import render_pool
 
-__all__ = ["job_children", "job_pods", "plan_children", "pool_children"]
+__all__ = ["job_children", "job_pods", "plan_children", "pool_children", "relabel"]
 
 KEPT = ("PersistentVolumeClaim", "Secret", "ResourceClaim")  # never deleted for being unknown to the renderer
 _MOST = 20_000  # rows' tables that are remembered
@@ -82,6 +82,12 @@ def plan_children(observed: Observed, platform: Platform, job_uid: str, job: RLJ
                 actions.append(Apply(manifest=stamped(manifest), uid=child.uid if child else ""))
     actions.extend(_unknown(rows, observed.children))
     return actions
+
+
+def relabel(observed: Observed) -> list[Action]:
+    """Labels of pods that somebody edited."""
+    edited = [pod for pod in observed.pods if pod.labels_wrong and not pod.deleting]
+    return [Label(name=pod.name, uid=pod.uid, labels=pod.labels_wrong) for pod in edited]
 
 
 def _row(manifest: Manifest) -> Row:

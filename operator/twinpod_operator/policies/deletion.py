@@ -12,14 +12,13 @@ from twinpod.api.names import Reason
 from twinpod_operator.nouns import Action, Delete, Emit, Observed, Plan, SetFinalizers, Sweep
 from twinpod_operator.policies.attempts import OVERDUE_S, may_live
 
-__all__ = ["DEADLINE_S", "plan_deletion"]
+__all__ = ["plan_deletion"]
 
-DEADLINE_S = 120.0  # from the request to the end, with etcd down or a node gone
 LOOK_S = 5.0
 
 
-def plan_deletion(observed: Observed, now: float) -> Plan:
-    """What to do for a resource whose deletion was asked for."""
+def plan_deletion(observed: Observed, deadline_s: float, now: float) -> Plan:
+    """What to do for a resource whose deletion was asked for; it is over after that many seconds."""
     if names.FINALIZER not in observed.finalizers:
         return Plan()  # others' finalizers hold it; what is ours goes with it
     rest = tuple(one for one in observed.finalizers if one != names.FINALIZER)
@@ -29,12 +28,12 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
     alive = [pod for pod in observed.pods if may_live(pod, now)]
     if observed.swept and not alive:
         return Plan(actions=(*actions, SetFinalizers(finalizers=rest)))
-    if now >= observed.deleting_since + DEADLINE_S:
+    if now >= observed.deleting_since + deadline_s:
         left = ", ".join(pod.name for pod in alive)
         why = f"pods that do not end: {left}" if left else "etcd does not answer"
         said = Emit(type="Warning", reason=Reason.SWEEP_LATER.value, message=f"{why}; its keys in etcd are swept later")
         return Plan(actions=(*actions, said, SetFinalizers(finalizers=rest)))
-    wake = [observed.deleting_since + DEADLINE_S - now]
+    wake = [observed.deleting_since + deadline_s - now]
     if alive:
         wake += [pod.delete_by + OVERDUE_S + 1.0 - now for pod in alive if pod.deleting]
     else:

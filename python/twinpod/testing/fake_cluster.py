@@ -8,6 +8,7 @@ own writes apart, as with a watch that lags.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -49,6 +50,9 @@ class Resource:
     progress: ProgressView = field(default_factory=lambda: ProgressView(reach=Reach.NOT_LOOKED))
 
 
+_CLUSTERS = itertools.count()
+
+
 class FakeCluster:
     """See the module. `devices`: how many there are in all; each hybrid pod takes what its job says."""
 
@@ -64,7 +68,7 @@ class FakeCluster:
         self.lose: Callable[[], bool] = lambda: False  # an action is lost
         self.created: list[str] = []  # names of pods, in order
         self._seen: dict[str, Manifest] | None = None
-        self._numbers = 0
+        self._numbers, self._cluster = 0, next(_CLUSTERS)  # uids are never used twice, as in the world
 
     # --- people -----------------------------------------------------------------------------------------------------
 
@@ -384,7 +388,7 @@ class FakeCluster:
 
     def _uid(self) -> str:
         self._numbers += 1
-        return f"uid-{self._numbers:08d}"
+        return f"uid-{self._numbers:08d}-{self._cluster}"
 
 
 def _owner(raw: Manifest) -> str:
