@@ -6,7 +6,7 @@ SAMPLE := manifests/samples/reverse-letters.yaml
 TESTS ?= tests/unit tests/structure tests/flow
 SURVIVAL := tests/flow/test_survival.py
 
-.PHONY: help setup demo demo-cluster smoke images demo-local test test-survival verify protos crds pins bench bench-rollout bench-learning bench-operator soak cluster-up cluster-down cluster-kubeconfig doctor clean
+.PHONY: help setup demo smoke images demo-local test test-survival test-cluster verify protos crds pins bench bench-rollout bench-learning bench-operator soak cluster-up cluster-down cluster-kubeconfig doctor clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,9 +14,7 @@ help: ## list the verbs
 setup: ## third-party packages (once a machine) and this checkout's .venv (seconds)
 	@./tools/setup
 
-demo: setup demo-local ## set up, then train the reverse-letters sample to its end on this machine
-
-demo-cluster: setup ## the sample on Kubernetes: on TWINPOD_CONTEXT (images to TWINPOD_REGISTRY), else on a cluster made here
+demo: setup ## the main job: the reverse-letters sample on Kubernetes (TWINPOD_CONTEXT, else a cluster made here, else local mode)
 	@$(PY) tools/demo
 
 smoke: setup ## two iterations and a pool on Kubernetes; the exit code tells; never falls back to local mode
@@ -33,6 +31,9 @@ test: setup ## unit, structure and flow tests (some minutes)
 
 test-survival: setup ## kill -9 of every process in every phase of a real run (a quarter of an hour)
 	@$(PY) -m pytest $(SURVIVAL) -s
+
+test-cluster: setup ## the operator and the cluster against real API servers and nodes (as root; some minutes)
+	@$(PY) -m pytest tests/cluster -m "cluster and not slow"
 
 verify: setup ## lint, format, types, import contracts, generated files current, layout
 	@PYTHON=$(PY) ./tools/verify

@@ -11,7 +11,7 @@ import pytest
 from twinpod.errors import EnvironmentFault, InputError, StaleEpoch
 from twinpod.master import books_read as read
 from twinpod.master.books import FILE, Books, Identity, Scored
-from twinpod.master.inspect import inspect
+from twinpod.master.inspect import from_json, inspect, to_json
 from twinpod.records.rollout import Group, GroupState, Segment, Stop
 from twinpod.testing.fakes_master import prompts, record
 
@@ -163,6 +163,7 @@ def test_a_resume_rolls_back_to_the_snapshot_and_its_prompts_are_trained_again(t
     assert (late_again.accepted, late_again.refused) == ((), 2)  # a straggler of the line that was given up
     books.close()
     report = inspect(tmp_path)
+    assert to_json(from_json(to_json(report))) == to_json(report), "whoever reads it elsewhere reads the same"
     assert (report.prompts_trained, report.iterations_rolled_back, report.duplicate_tokens) == (1, 3, 0)
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,7 +32,7 @@ def write_outcome(job: RLJob, folder: RunFolder, console: Console, *, check_expo
     exact, fault = math.nan, ""
     if check_export:
         try:
-            exact = greedy_match(folder)
+            exact = greedy_match(folder.job_file, folder.export)
         except EnvironmentFault as error:
             fault = str(error)
     summary = summarise(job, records, exact, folder.seconds())
@@ -81,11 +82,11 @@ def summarise(job: RLJob, records: tuple[IterationRecord, ...], exact: float, wa
     }
 
 
-def greedy_match(folder: RunFolder) -> float:
+def greedy_match(job_file: Path, export: Path) -> float:
     """Share of held-out prompts that the exported model answers rightly, found by a process of its own (it imports
     torch).
     """
-    command = [sys.executable, "-m", "twinpod.cli.greedy", str(folder.job_file), str(folder.export)]
+    command = [sys.executable, "-m", "twinpod.cli.greedy", str(job_file), str(export)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:

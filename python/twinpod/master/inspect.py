@@ -7,9 +7,9 @@ import json
 import math
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from twinpod.master import books_read as read
 from twinpod.master.books import FILE
@@ -41,6 +41,25 @@ def inspect(folder: Path) -> RunReport:
 def to_json(run: RunReport) -> str:
     """The report as JSON; numbers that are unknown are null."""
     return json.dumps(_null_for_nan(codec.plain(run)), indent=2)
+
+
+def from_json(text: str) -> RunReport:
+    """What `to_json` wrote, for whoever got it from elsewhere; ProtocolError when it is something else."""
+    return codec.loads(RunReport, json.dumps(_nan_for_null(RunReport, json.loads(text))))
+
+
+def _nan_for_null(kind: Any, value: Any) -> Any:
+    """Null is nan where a record has a number, and nothing else anywhere."""
+    if value is None and kind is float:
+        return math.nan
+    arms = [arm for arm in get_args(kind) if arm not in (type(None), Ellipsis)]
+    if isinstance(value, list) and arms:
+        return [_nan_for_null(arms[0], item) for item in value]
+    inner = kind if is_dataclass(kind) else next(iter(arms), None)
+    if isinstance(value, dict) and is_dataclass(inner):
+        hints = get_type_hints(inner)
+        return {key: _nan_for_null(hints.get(key), item) for key, item in value.items()}
+    return value
 
 
 def report(db: sqlite3.Connection) -> RunReport:
