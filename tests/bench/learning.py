@@ -25,7 +25,7 @@ SAMPLES = TOP / "manifests" / "samples"
 SEEDS = (0, 1, 2)
 SECONDS = {"letters": 3 * 300.0, "segments": 3 * 450.0, "tail": 360.0}
 TAIL_STEADY = 21  # first iteration that counts: by then the partial run's long answers come in as fast as they begin
-TAIL_ITERATIONS = 41
+TAIL_ITERATIONS = 51
 
 
 def letters(iterations: int, say: Say) -> Iterable[Measure]:

@@ -34,9 +34,9 @@ EOS = 1
 LONG = 1000  # tokens after which an answer in capitals ends, on average
 MOST = 1024  # tokens of an answer
 NEVER = -12.0  # log-probability of a token that does not follow
-GROUPS, SAMPLES = len(KEYS), 8  # groups an iteration, answers a group
+GROUPS, SAMPLES = len(KEYS), 4  # groups an iteration, answers a group
 PROMPTS = GROUPS  # a pass over them is an iteration: each has one group with a long tail
-IN_FLIGHT, SEGMENT, AGE = 20, 128, 64
+IN_FLIGHT, SEGMENT, AGE = 18, 128, 64
 SHAPE = {
     "architecture": "qwen2",
     "hiddenSize": 64,
