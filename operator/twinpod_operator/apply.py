@@ -172,7 +172,9 @@ class Actor:
         except NotFound:
             shelf.gone(namespace, action.name, action.uid)
             return
-        if "deletionTimestamp" in (answer.get("metadata") or {}) and answer.get("kind") == action.kind:
+        metadata = answer.get("metadata") or {}
+        ending = metadata.get("finalizers") or metadata.get("deletionGracePeriodSeconds") != 0
+        if "deletionTimestamp" in metadata and answer.get("kind") == action.kind and ending:
             shelf.own(answer)
         else:
             shelf.gone(namespace, action.name, action.uid)
@@ -213,9 +215,14 @@ class Actor:
         }
         key = observed.key
         try:
-            self._world.put(await self._api.merge(kind_of(key.kind), key.namespace, key.name, body), own=True)
+            answer = await self._api.merge(kind_of(key.kind), key.namespace, key.name, body)
         except NotFound:
+            self._world.remove(observed.raw)
             return
+        if "deletionTimestamp" in answer["metadata"] and not answer["metadata"].get("finalizers"):
+            self._world.remove(answer)  # nothing held it any more
+            return
+        self._world.put(answer, own=True)
         if names.FINALIZER in action.finalizers:  # set before anything is made
             self._first.add(observed.uid)
 

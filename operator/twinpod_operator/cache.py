@@ -1,7 +1,7 @@
 """What the API server has of ours, as views, by owner. Nothing of it is decided upon here.
 
 Three things are kept beside the views: the version of each, so that what is older than our own write does not undo it;
-the uids of what we deleted, for the same reason; and the digest of a child right after our own apply (`applied`).
+the uids of what is gone, for the same reason; and the digest of a child right after our own apply (`applied`).
 Whoever reads gets the newest that anybody has told: the watches, and the answers to our own requests (`own`, `gone`).
 """
 
@@ -19,6 +19,7 @@ V = TypeVar("V", PodView, ChildView, DeviceClaimView)
 Place = tuple[str, str]  # namespace, name
 Wake = Callable[[str], None]  # the uid of the owner whose child changed
 TOMBSTONES = 20_000
+NEVER = 2**63  # newer than any version
 FINDINGS = 20_000
 
 
@@ -46,7 +47,7 @@ class Shelf(Generic[V]):
         self._wake = wake
         self._held: dict[Place, _Held[V]] = {}
         self._of: dict[str, set[Place]] = {}
-        self._deleted: OrderedDict[str, None] = OrderedDict()
+        self._deleted: OrderedDict[str, int] = OrderedDict()  # uid → what is not newer is no news
         self._by_uid: dict[str, Place] = {}
         self._marked: set[Place] = set()
 
@@ -75,8 +76,7 @@ class Shelf(Generic[V]):
 
     def put(self, raw: Manifest) -> None:
         """From a list or watch."""
-        if raw["metadata"]["uid"] not in self._deleted:
-            self._store(raw, self._read(raw))
+        self._store(raw, self._read(raw))
 
     def own(self, raw: Manifest) -> None:
         """The answer to a write of ours."""
@@ -86,22 +86,25 @@ class Shelf(Generic[V]):
         self._store(raw, view)
 
     def remove(self, raw: Manifest) -> None:
-        """From a watch: it is gone."""
+        """From a watch: it is gone, or its labels are. An answer of ours may come later than this news."""
         metadata = raw["metadata"]
         place = (metadata.get("namespace", ""), metadata["name"])
-        self._deleted.pop(metadata["uid"], None)
+        self._bury(metadata["uid"], int(metadata["resourceVersion"]))
         held = self._held.get(place)
         if held is not None and held.uid == metadata["uid"]:
             self._drop(place)
 
     def gone(self, namespace: str, name: str, uid: str) -> None:
         """The answer to a delete of ours: it is gone, whatever older news still comes."""
-        self._deleted[uid] = None
-        while len(self._deleted) > TOMBSTONES:
-            self._deleted.popitem(last=False)
+        self._bury(uid, NEVER)
         held = self._held.get((namespace, name))
         if held is not None and held.uid == uid:
             self._drop((namespace, name))
+
+    def _bury(self, uid: str, version: int) -> None:
+        self._deleted[uid] = max(version, self._deleted.get(uid, 0))
+        while len(self._deleted) > TOMBSTONES:
+            self._deleted.popitem(last=False)
 
     def keep_only(self, seen: set[Place], version: int) -> None:
         """See Sink; what we wrote after that list stays."""
@@ -111,6 +114,8 @@ class Shelf(Generic[V]):
     def _store(self, raw: Manifest, view: V) -> None:
         metadata = raw["metadata"]
         place, version = (metadata.get("namespace", ""), metadata["name"]), int(metadata["resourceVersion"])
+        if version <= self._deleted.get(metadata["uid"], -1):
+            return
         held = self._held.get(place)
         if held is not None:
             if held.version > version:

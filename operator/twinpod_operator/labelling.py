@@ -35,6 +35,7 @@ def pod_labels(raw: Manifest) -> dict[str, str]:
         names.LABEL_ROLE: role,
         names.LABEL_INDEX: index or "0",
         names.LABEL_ATTEMPT: attempt,
+        names.LABEL_PUBLISHED: "true",
         **(
             {names.LABEL_JOB: owner, names.LABEL_JOB_UID: uid}
             if kind == "RLJob"

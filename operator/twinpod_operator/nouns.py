@@ -82,6 +82,7 @@ class PodView:
     template_hash: str = ""
     device_class: str = ""  # whose scheduling turn it needs; empty without devices
     owner_uid: str = ""  # uid of its controller: the pool of a rollout pod, else the job
+    published: bool = True  # its host name leads to it
     job_uid: str = ""
     labels_wrong: tuple[tuple[str, str], ...] = ()  # labels that somebody edited, with the values to put back
     ends_group: bool = False  # marked as the end of its queue's pod group

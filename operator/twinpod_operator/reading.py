@@ -59,6 +59,7 @@ def pod_view(raw: Manifest) -> PodView:
         device_class=labels.get(names.LABEL_DEVICE_CLASS, ""),
         owner_uid=controller(raw)[2] or labels.get(names.LABEL_POOL_UID) or labels.get(names.LABEL_JOB_UID, ""),
         labels_wrong=wrong,
+        published=(metadata.get("labels") or {}).get(names.LABEL_PUBLISHED) != "false",
         job_uid=labels.get(names.LABEL_JOB_UID, ""),
         ends_group=annotations.get(names.QUEUE_RETRIABLE) == "false",
         ended_at=_ended_at(metadata, conditions, last_end) if status.get("phase") in ("Succeeded", "Failed") else 0.0,

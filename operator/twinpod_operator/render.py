@@ -68,7 +68,7 @@ def _service(run: Attempt) -> Manifest:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,  # rendezvous happens before readiness
-            "selector": {names.LABEL_JOB: run.name, names.LABEL_JOB_UID: run.uid},
+            "selector": {names.LABEL_JOB: run.name, names.LABEL_JOB_UID: run.uid, names.LABEL_PUBLISHED: "true"},
             "ports": [
                 {"name": name, "port": port, "targetPort": port, "protocol": "TCP"} for name, port in ports.items()
             ],

@@ -171,4 +171,5 @@ def pod_labels(role: names.Role, index: int, attempt: int) -> dict[str, str]:
         names.LABEL_ROLE: role.value,
         names.LABEL_INDEX: str(index),
         names.LABEL_ATTEMPT: str(attempt),
+        names.LABEL_PUBLISHED: "true",
     }

@@ -38,7 +38,7 @@ def job_status(observed: Observed, memory: Memory, job: RLJob, now: float, notes
         "pods": f"{sum(pod.ready for pod in pods)}/{len(wanted_pods(job))}",
         "accelerators": spec.replicas * spec.accelerators,
         "sharing": spec.sharing if spec.accelerators else "CPU",
-        "restarts": memory.application_faults + sidecar_restarts(observed, memory),
+        "restarts": _restarts(observed, memory, before),
         "attempt": memory.attempt,
         "applicationFaults": memory.application_faults,
         "infrastructureFaults": memory.infrastructure_faults,
@@ -74,6 +74,13 @@ def patch(before: Manifest | None, after: Manifest | None) -> Manifest | None:
         return None
     changed = {key: value for key, value in new.items() if old.get(key) != value}
     return {**changed, **dict.fromkeys(old.keys() - new.keys())}
+
+
+def _restarts(observed: Observed, memory: Memory, before: Manifest) -> int:
+    """What a sidecar does beside a job that has succeeded is no restart of the job."""
+    if memory.outcome is Condition.SUCCEEDED and "restarts" in before:
+        return int(before["restarts"])
+    return memory.application_faults + sidecar_restarts(observed, memory)
 
 
 def _copied(observed: Observed, memory: Memory, status: Manifest, before: Manifest, now: float) -> Manifest:

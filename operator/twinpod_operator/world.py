@@ -7,6 +7,7 @@ it is now. A resource is kept as the bytes of its JSON: at rest it is only there
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ import orjson
 
 from twinpod.api import names
 from twinpod_operator import cache, kinds
-from twinpod_operator.cache import Shelf
+from twinpod_operator.cache import TOMBSTONES, Shelf
 from twinpod_operator.kube import Api
 from twinpod_operator.nouns import ChildView, Key, Manifest
 from twinpod_operator.policies import gang
@@ -49,6 +50,7 @@ class World:
         self._wake = wake
         self._kept: dict[Key, _Kept] = {}
         self._keys: dict[str, Key] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()  # uids, so that no late news brings one back
         self._pools: dict[tuple[str, str], set[Key]] = {}  # (namespace, job) → pools that serve it
         self._served: dict[Key, str] = {}  # pool → job
         self._turns: dict[str, Key] = {}
@@ -75,6 +77,8 @@ class World:
         metadata = raw["metadata"]
         metadata.pop("managedFields", None)
         key = Key(kind=raw["kind"], namespace=metadata["namespace"], name=metadata["name"])
+        if metadata["uid"] in self._gone:
+            return  # the answer to a write of ours, overtaken by the news that it is gone
         version, held = int(metadata["resourceVersion"]), self._kept.get(key)
         if held is not None and held.version >= version:
             return
@@ -93,6 +97,9 @@ class World:
     def remove(self, raw: Manifest) -> None:
         """A resource of ours is gone."""
         metadata = raw["metadata"]
+        self._gone[metadata["uid"]] = None
+        while len(self._gone) > TOMBSTONES:
+            self._gone.popitem(last=False)
         key = Key(kind=raw["kind"], namespace=metadata["namespace"], name=metadata["name"])
         held = self._kept.get(key)
         if held is None or held.uid != metadata["uid"]:

@@ -91,6 +91,15 @@ def test_what_we_deleted_stays_deleted_whatever_late_news_say(scene: Scene) -> N
     assert scene.names() == ["x-master-a1"], "another one of that name"
 
 
+def test_an_answer_that_news_of_the_end_overtook_brings_nothing_back(scene: Scene) -> None:
+    scene.pods.put(pod())
+    scene.pods.remove(pod(version=7))
+    scene.pods.own(pod(version=6, status={"phase": "Running"}))
+    assert scene.names() == []
+    scene.pods.own(pod(version=8))
+    assert scene.names() == ["x-master-a1"], "it had lost the label that we select by, and has it again"
+
+
 def test_news_of_an_earlier_namesake_s_end_does_not_touch_the_next_one(scene: Scene) -> None:
     scene.pods.put(pod(version=5, uid="p2"))
     scene.pods.remove(pod(version=6, uid="p1"))
@@ -153,6 +162,16 @@ def test_a_job_wakes_the_pools_that_serve_it_also_when_it_goes() -> None:
     assert scene.take() == [("x", True), ("p", False)]
     scene.world.remove(job(2))
     assert scene.take() == [("x", True), ("p", False)]
+
+
+def test_a_late_answer_brings_no_resource_back_that_is_gone() -> None:
+    scene = WorldScene()
+    scene.world.put(job(1))
+    scene.world.remove(job(3))
+    scene.world.put(job(2), own=True)
+    assert list(scene.world) == []
+    scene.world.put(job(4, uid="j2"))
+    assert [key.name for key in scene.world] == ["x"], "the next one of that name"
 
 
 def test_a_child_of_a_job_that_is_not_known_yet_is_there_when_the_job_comes() -> None:

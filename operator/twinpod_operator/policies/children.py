@@ -7,17 +7,19 @@ controller, and the refusal stands on the job until the garbage collector has ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from twinpod.api import names
 from twinpod.api.types import RLJob, RolloutPool
-from twinpod_operator.nouns import Action, Apply, ChildView, Delete, Label, Manifest, Observed
+from twinpod_operator.nouns import Action, Apply, ChildView, Delete, Label, Manifest, Observed, PodView
 from twinpod_operator.ownership import revision, stamped, wanted_digest
+from twinpod_operator.policies.attempts import overdue
 from twinpod_operator.render import render_job
 from twinpod_operator.render_containers import Platform
 from twinpod_operator.render_pool import render_pool
 
-__all__ = ["job_children", "job_pods", "plan_children", "pool_children", "relabel"]
+__all__ = ["job_children", "job_pods", "plan_children", "pool_children", "relabel", "unpublish"]
 
 KEPT = ("PersistentVolumeClaim", "Secret", "ResourceClaim")  # never deleted for being unknown to the renderer
 _MOST = 20_000  # rows' tables that are remembered
@@ -88,6 +90,12 @@ def relabel(observed: Observed) -> list[Action]:
     """Labels of pods that somebody edited."""
     edited = [pod for pod in observed.pods if pod.labels_wrong and not pod.deleting]
     return [Label(name=pod.name, uid=pod.uid, labels=pod.labels_wrong) for pod in edited]
+
+
+def unpublish(pods: Iterable[PodView], now: float) -> list[Action]:
+    """Pods that were given up may still live; their host names belong to those that take their places."""
+    labels = ((names.LABEL_PUBLISHED, "false"),)
+    return [Label(name=pod.name, uid=pod.uid, labels=labels) for pod in pods if pod.published and overdue(pod, now)]
 
 
 def _row(manifest: Manifest) -> Row:

@@ -16,7 +16,7 @@ from twinpod.api.names import Reason
 from twinpod.api.types import RLJob, RolloutPool
 from twinpod_operator.nouns import Action, Create, Delete, Finding, JobLink, Observed, Plan, PodView
 from twinpod_operator.policies.attempts import OVERDUE_S, may_live
-from twinpod_operator.policies.children import plan_children, relabel
+from twinpod_operator.policies.children import plan_children, relabel, unpublish
 from twinpod_operator.render_containers import Platform
 from twinpod_operator.render_pool import render_pool
 from twinpod_operator.status import pool_status
@@ -39,6 +39,7 @@ def plan_pool(observed: Observed, pool: RolloutPool, platform: Platform, now: fl
         actions += plan_children(children, platform, link.uid, job)
     actions += relabel(observed)
     actions += _leaving(observed.pods, wanted, link)
+    actions += unpublish(observed.pods, now)
     made, wake = ([], None) if job is None else _arriving(observed, pool, job, link, platform, wanted, now)
     numbers = {pod.index: 0 for pod in observed.pods}
     for pod in observed.pods:

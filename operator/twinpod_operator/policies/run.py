@@ -14,7 +14,7 @@ from twinpod.api.names import Reason
 from twinpod.api.types import RLJob
 from twinpod_operator.nouns import Action, Create, Delete, Finding, Observed, PodView
 from twinpod_operator.policies.attempts import OVERDUE_S, Ended, current, may_live, wanted_pods
-from twinpod_operator.policies.children import job_pods
+from twinpod_operator.policies.children import job_pods, unpublish
 from twinpod_operator.policies.gang import gated, needs_gate, place
 from twinpod_operator.policies.memory import Memory, stamp
 from twinpod_operator.render_containers import Platform
@@ -48,13 +48,14 @@ class Run:
 def plan_stop(observed: Observed, memory: Memory, now: float) -> Stop:
     """Delete what belongs to older attempts, and tell who is waited for."""
     old = [pod for pod in observed.pods if pod.attempt < memory.attempt]
-    actions = tuple(Delete(kind="Pod", name=pod.name, uid=pod.uid) for pod in old if not pod.deleting)
+    actions: list[Action] = [Delete(kind="Pod", name=pod.name, uid=pod.uid) for pod in old if not pod.deleting]
+    actions += unpublish(old, now)
     alive = [pod for pod in old if may_live(pod, now)]
     wake = [pod.delete_by + OVERDUE_S + 1.0 - now for pod in alive if pod.deleting]
     notes = [Finding(reason=Reason.TERMINATING, message=f"waits for pods to end: {_named(alive)}")] if alive else []
     notes += _held_devices(observed, old)
     return Stop(
-        actions=actions,
+        actions=tuple(actions),
         wake=max(0.5, min(wake)) if wake else None,
         notes=tuple(notes),
         blocked=bool(alive),
