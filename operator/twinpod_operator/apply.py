@@ -203,6 +203,7 @@ class Actor:
             await self._etcd.sweep(action)
         except EnvironmentFault as error:
             log.warning("%s/%s: its keys in etcd are swept later: %s", action.namespace, action.name, error)
+            raise  # a refusal: tried again when its time has come
 
     async def _finalize(self, observed: Observed, action: SetFinalizers) -> None:
         metadata = observed.raw["metadata"]

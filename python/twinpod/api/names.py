@@ -21,6 +21,7 @@ LABEL_JOB_UID = f"{GROUP}/job-uid"
 LABEL_ROLE = f"{GROUP}/role"  # master, hybrid, rollout, sandbox
 LABEL_INDEX = f"{GROUP}/index"  # running number among the pods of a role
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_PUBLISHED = f"{GROUP}/published"  # "true": the pod's host name leads to it; "false": it was given up
 LABEL_POOL = f"{GROUP}/pool"
 LABEL_POOL_UID = f"{GROUP}/pool-uid"  # on every child of a pool, beside the labels of the job that it serves
 LABEL_DEVICE_CLASS = f"{GROUP}/device-class"  # on pods behind our gate: whose turn they wait for
