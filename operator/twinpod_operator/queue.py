@@ -59,7 +59,12 @@ class KeyQueue:
             try:
                 wake = await work(key)
             except asyncio.CancelledError:
-                raise
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                delay = self._schedule.failed(key, time.monotonic())  # of something inside the work, not of the worker
+                log.exception("%s %s/%s: again in %.1f s", key.kind, key.namespace, key.name, delay)
+                self._measure(time.monotonic() - began, "bug")
             except LeaseLost:
                 raise
             except TwinpodError as error:

@@ -63,6 +63,26 @@ class _SecureClient(aetcd.Client):  # type: ignore[misc]  # aetcd has no types
         await self.channel.close(None)
 
 
+class _Closed(Exception):
+    """Another call found the member gone and closed the connections that this call used."""
+
+
+def _told_to_stop() -> bool:
+    """Whether a cancellation is meant for this task; gRPC raises the same when a channel is closed under a call."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+async def _kept(call: Awaitable[R]) -> R:
+    """The call's answer; `_Closed` when its channel was closed, which must not end the task that waits for it."""
+    try:
+        return await call
+    except asyncio.CancelledError as error:
+        if _told_to_stop():
+            raise
+        raise _Closed("the connection was closed") from error
+
+
 class EtcdStore:
     """Life: made without I/O inside a running event loop; `close` when done.
 
@@ -142,10 +162,12 @@ class EtcdStore:
 
         Only for what may be done twice. `Unreachable` as everywhere; `EnvironmentFault` when etcd refuses.
         """
-        last: grpc.RpcError | None = None
+        last: Exception | None = None
         for _ in self.endpoints:
             try:
-                return await act(self._client(self.endpoints[self._current]))
+                return await _kept(act(self._client(self.endpoints[self._current])))
+            except _Closed as error:
+                last = error
             except grpc.RpcError as error:
                 if error.code() not in _AWAY:
                     details = error.details()
@@ -218,6 +240,10 @@ class EtcdStore:
                 for event in answer.events:
                     gone = event.type == rpc.Event.DELETE
                     yield Change(key=event.kv.key.decode(), entry=None if gone else _entry(event.kv))
+        except asyncio.CancelledError as error:
+            if _told_to_stop():
+                raise
+            raise self._unreachable(_Closed()) from error
         finally:
             call.cancel()
 
@@ -226,7 +252,9 @@ class EtcdStore:
         last: Exception | None = None
         for _ in self.endpoints:
             try:
-                return await act(self._client(self.endpoints[self._current]))
+                return await _kept(act(self._client(self.endpoints[self._current])))
+            except _Closed as error:
+                last = error
             except aetcd.exceptions.ClientError as error:
                 cause = error.__cause__ if isinstance(error.__cause__, grpc.RpcError) else None
                 if cause is None or cause.code() not in _AWAY:

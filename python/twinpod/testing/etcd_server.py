@@ -63,8 +63,12 @@ class EtcdServer:
             async with asyncio.timeout(30):
                 while True:
                     with suppress(Unreachable):
-                        await store.get("/up")
-                        return
+                        try:
+                            await store.get("/up")
+                        except EnvironmentFault as error:
+                            if error.retryable:
+                                raise
+                        return  # a refusal is an answer, too: it asks who we are
         except TimeoutError as error:
             raise EnvironmentFault("etcd did not come up", where=str(self.folder / "etcd.log")) from error
         finally:
