@@ -83,10 +83,20 @@ def _member(environment: Environment, kind: HalfKind, status: Callable[[], HalfS
 async def _run(
     settings: HalfSettings, half: InferenceHalf | TrainingHalf, servicers: list[object], member: Member
 ) -> int:
-    """Serve the half until it ends; the order of the end: children, word to etcd, gRPC, health."""
+    """Serve the half until it ends; the order of the end: children, word to etcd, gRPC, health.
+
+    A native sidecar that was dismissed stays until SIGTERM, with nothing but its health: one that ended by itself would
+    be started again, and counted as a crash, while the trainer beside it is still ending.
+    """
     loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+
+    def end() -> None:
+        told.set()
+        half.terminate()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, half.terminate)
+        loop.add_signal_handler(number, end)
     host = listening_host(settings.environment.address)
     health = Health(host, settings.health_port)
     health.start()
@@ -98,6 +108,9 @@ async def _run(
         telling.cancel()
         await member.leave()
         await server.stop(grace_s=2.0)
+        if isinstance(half, InferenceHalf) and half.dismissed and settings.environment.pool_file is None:
+            log.info("dismissed; waits for the pod to end")
+            await told.wait()
     finally:
         health.stop()
     return code

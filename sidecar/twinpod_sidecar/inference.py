@@ -78,6 +78,7 @@ class InferenceHalf:
         self._staged: dict[Weights, WeightVersion] = {}  # those with fetched shards, as they lie here
         self._seconds = {"start_s": 0.0, "fetch_s": 0.0, "fetch_bytes": 0.0, "verify_s": 0.0, "load_s": 0.0}
         self._leaving = self._ending = False
+        self.dismissed = False  # by EXIT: the run is over
         self._farewell: asyncio.Task[None] | None = None
 
     async def execute(self, command: Command) -> Reply:
@@ -172,6 +173,7 @@ class InferenceHalf:
                 self._withdraw()
             case nouns.Answer(command, error, retryable):
                 detail = json.dumps(self._seconds) if command.verb is Verb.SERVE and not error else ""
+                self.dismissed = self.dismissed or (command.verb is Verb.EXIT and not error)
                 self._desk.settle(command.key, error, retryable=retryable, detail=detail)
             case nouns.End():
                 self._ending = True
@@ -199,6 +201,8 @@ class InferenceHalf:
 
     def _standby_ready(self, standby: Standby) -> None:
         log.info("standby ready, imports took %.1f s", standby.imports_s)
+        if self._settings.engine.accelerators and not standby.accelerators:
+            log.warning("the job asks for accelerators, and the engine sees none that it knows: it runs on the CPU")
         self._events.put_nowait(nouns.StandbyReady())
 
     async def _keep_worker(self) -> None:
@@ -240,6 +244,8 @@ class InferenceHalf:
         try:
             if standby is None:
                 raise EngineFault("the standby died", where="standby")
+            # What is there decides, not what was asked for: the trainer beside refuses to go on without a GPU it needs.
+            spec = replace(spec, accelerators=spec.accelerators and standby.accelerators)
             arguments = self._kind.arguments(spec)
             fork = standby.fork(arguments, settings.engine_log, settings.engine_env)
             running.forking = asyncio.get_running_loop().create_task(fork)

@@ -32,6 +32,7 @@ class Standby:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.ready = asyncio.Event()
         self.imports_s = 0.0
+        self.accelerators = True  # known when it is ready: whether engines run on accelerators here
         self._reader = asyncio.get_running_loop().create_task(self._read())
 
     @classmethod
@@ -113,6 +114,7 @@ class Standby:
         match message.get("event"):
             case "ready":
                 self.imports_s = float(message.get("imports_s", 0.0))
+                self.accelerators = message.get("platform") != "cpu"
                 self.ready.set()
             case "exit":
                 self._on_exit(int(message["pid"]), int(message["status"]))

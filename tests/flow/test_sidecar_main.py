@@ -16,9 +16,11 @@ import pytest
 
 from twinpod.coordination.memory import MemoryStore
 from twinpod.errors import EnvironmentFault
+from twinpod.master.service import GrpcHalf
 from twinpod.records import codec
-from twinpod.records.life import HalfKind, HalfStatus
+from twinpod.records.life import HalfKind, HalfStatus, Verb
 from twinpod.rpc.certificates import issue, make_authority
+from twinpod.testing.halves import order
 from twinpod_sidecar.health import STUCK_S, Health
 from twinpod_sidecar.members import Member
 
@@ -116,6 +118,22 @@ async def test_sigterm_ends_a_half_without_etcd_in_good_order(kind: str, port: i
     assert half.returncode == 0, said
     assert f"etcd at {HOST}:2379: no member answered" in said
     assert "Traceback" not in said
+
+
+async def test_a_dismissed_sidecar_stays_healthy_until_the_pod_ends(tmp_path: Path) -> None:
+    """One that ends by itself is started again by the kubelet, and counted, while the trainer beside it still ends."""
+    with start("inference", surroundings(tmp_path)) as half:
+        await until_healthy(7412)
+        address = f"{HOST}:7402"
+        reply = await GrpcHalf(address, tmp_path / "tls").execute(order(Verb.EXIT))
+        assert reply.error == ""
+        assert half.stdout is not None
+        await asyncio.to_thread(next, (line for line in half.stdout if "dismissed" in line))
+        await until_healthy(7412)
+        assert half.poll() is None
+        half.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(half.communicate, timeout=20)
+    assert half.returncode == 0
 
 
 async def test_a_taken_health_port_is_one_line() -> None:

@@ -17,7 +17,8 @@ goes to stderr.
     in   {"op": "payload", "id": 3, "manifest": "/dev/shm/..json", "digest": "xxh3:..."}
     out  {"id": 3, "payload": "base64"}                              for SGLang's /update_weights_from_tensor
     out  {"id": 4, "error": "what is wrong and what to do"}         instead of any answer
-    out  {"event": "ready", "imports_s": 9.7, "pid": 99, "threads": 1, "accelerator": false}     when imports are done
+    out  {"event": "ready", "imports_s": 9.7, "pid": 99, "threads": 1, "accelerator": false, "platform": "cpu"}
+                                                                     when imports are done; platform "" is SGLang's own
     out  {"event": "exit", "pid": 4711, "status": -9}               an engine died without being told to
 
 One thread, one `select`: on stdin, and on a pipe that signals write to. The end of stdin or SIGTERM kills all engines
@@ -204,8 +205,11 @@ class Standby:
                 self.say(id=end.id, pid=pid, gone=True, seconds=round(now - end.began, 4))
 
 
-def preload() -> None:
-    """Import all that an engine needs and load SGLang's plug-ins, without touching an accelerator."""
+def preload() -> str:
+    """Import all that an engine needs and load SGLang's plug-ins, without touching an accelerator.
+
+    Returns the platform that engines run on: "cpu" is ours, "" is SGLang's own for the accelerator that is there.
+    """
     import importlib
 
     import sglang.launch_server
@@ -223,6 +227,7 @@ def preload() -> None:
             importlib.import_module(name)
         except ImportError as error:  # only slower: the engine imports it itself if it wants it
             print(f"standby: {name} not imported early: {error}", file=sys.stderr)
+    return "cpu" if own else ""
 
 
 def accelerator_touched() -> bool:
@@ -272,7 +277,7 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     began = time.monotonic()
-    preload()
+    platform = preload()
     gc.collect()
     gc.freeze()  # forked engines then never write to these objects' headers, and share their pages
     forking.become_subreaper()
@@ -283,6 +288,7 @@ def main() -> None:
         pid=os.getpid(),
         threads=len(os.listdir("/proc/self/task")),  # must be 1: a fork copies the calling thread only
         accelerator=accelerator_touched(),  # must be false
+        platform=platform,
     )
     standby.run()
 

@@ -21,8 +21,9 @@ from twinpod.api import names
 from twinpod.api.environment import Environment, read_environment
 from twinpod.api.load import load_manifest
 from twinpod.api.model_folder import hf_config, write_model_folder
+from twinpod.api.pods import HybridSpec
 from twinpod.api.types import RLJob
-from twinpod.errors import TwinpodError
+from twinpod.errors import EnvironmentFault, TwinpodError
 from twinpod.records.training import TrainSettings
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
     sizes = Sizes(tensor=spec.tensor_parallel, pipeline=spec.pipeline_parallel)
     check_sizes(shape, sizes, spec.ranks * job.spec.hybrid.replicas)
     machine = start_ranks(local_rank=torchrun.local_rank, dtype=job.spec.model.dtype, timeout_s=RANKS_TIMEOUT_S)
+    check_accelerators(job.spec.hybrid, on_cpu=machine.is_cpu)
     place = lay_out(sizes, machine, seed=job.spec.seed)
     rank = build_rank(shape, place, machine)
     leader = torchrun.rank == 0
@@ -123,6 +125,20 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
         HalfClient(link, environment.tls, attempt=torchrun.attempt) if leader else None,
         MasterClient(environment.master, environment.tls) if leader else None,
     )
+
+
+def check_accelerators(hybrid: HybridSpec, *, on_cpu: bool) -> None:
+    """EnvironmentFault where a job that asks for GPUs would train on the CPU for days without a word.
+
+    Devices of a class of another maker say nothing of themselves: such a job runs on what there is.
+    """
+    asks = hybrid.accelerators > 0 and (hybrid.sharing == "WholeNode" or hybrid.device_class.endswith("nvidia.com"))
+    if asks and on_cpu:
+        raise EnvironmentFault(
+            f"the pod was given {hybrid.accelerators} of class {hybrid.device_class}, and torch sees no GPU",
+            where="spec.hybrid.accelerators",
+            mend="see nvidia-smi in the pod, use images built for CUDA, or set accelerators: 0",
+        )
 
 
 def fresh_weights(job: RLJob, rank: RankModel) -> Callable[[], None]:
