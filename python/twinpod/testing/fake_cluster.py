@@ -343,6 +343,8 @@ class FakeCluster:
                 self._change(
                     name, uid, lambda raw: raw["metadata"].setdefault("annotations", {}).update({annotation: value})
                 )
+            case nouns.Label(name=name, uid=uid, labels=labels):
+                self._change(name, uid, lambda raw: raw["metadata"]["labels"].update(labels))
             case nouns.Sweep():
                 one.swept = not self.etcd_down
             case nouns.SetFinalizers(finalizers=finalizers):
