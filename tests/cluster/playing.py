@@ -75,6 +75,13 @@ def wait_in(scene: OperatorScene, home: str, name: str, container: str, reason: 
     scene.play(home, name, "Pending", containerStatuses=[state | {"state": waiting}])
 
 
+def turn_away(scene: OperatorScene, home: str, name: str) -> None:
+    """The node refuses the pod before any container begins."""
+    said = {"reason": "UnexpectedAdmissionError", "message": "no devices"}
+    conditions = [{"type": "Ready", "status": "False", "lastTransitionTime": _now()}]
+    scene.play(home, name, "Failed", conditions=conditions, **said)
+
+
 def leave(scene: OperatorScene, home: str, *pods: str) -> None:
     """The kubelet's word that nothing of a deleted pod runs any more."""
     scene.cluster.kubectl("delete", "pod", *pods, "-n", home, "--force", "--grace-period=0", "--ignore-not-found")
@@ -126,11 +133,13 @@ def opened_queue(scene: OperatorScene, home: str) -> Iterator[FakeQueue]:
     """A queue that has its webhook in one namespace."""
     cluster = scene.cluster
     _webhook(cluster, home)
+    limited = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    careful = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     probe = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "probe", "labels": {names.QUEUE_LABEL: "team"}},
-        "spec": {"containers": [{"name": "c", "image": "i"}]},
+        "spec": {"containers": [{"name": "c", "image": "i", "securityContext": limited}], "securityContext": careful},
     }
 
     def held() -> bool:

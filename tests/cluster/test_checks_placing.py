@@ -11,7 +11,7 @@ import yaml
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import control_plane, namespace
 from tests.cluster.operator_scene import ROOT, USER, OperatorScene, opened
-from tests.cluster.playing import bind, crash, leave, node, opened_queue, pod_names
+from tests.cluster.playing import bind, crash, leave, node, opened_queue, pod_names, turn_away
 
 from twinpod.api import names
 from twinpod.api.names import Reason
@@ -215,8 +215,8 @@ def test_pods_of_a_pool_are_put_back_and_what_fails_at_once_is_tried_less_and_le
 
     cluster.wait("its labels are back", labelled)
     mark = cluster.audit_mark()
-    scene.play(home, "helpers-rollout-0-a0", "Failed", reason="UnexpectedAdmissionError", message="no devices")
-    assert scene.quiet(3)
+    turn_away(scene, home, "helpers-rollout-0-a0")
+    assert scene.quiet(2)
     made_now = [one.name for one in cluster.audit(mark) if one.user == USER and one.verb == "create"]
     assert not [name for name in made_now if name.startswith("helpers-rollout-0-")], "it waits first"
     cluster.wait("then there is another", lambda: "helpers-rollout-0-a1" in pod_names(scene, home), timeout_s=20)
