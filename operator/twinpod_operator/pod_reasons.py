@@ -29,6 +29,7 @@ _IMAGES = {
     "inference": "inference.image",
 }
 _ROOM_MEND = "add nodes with room, or lower resources, accelerators or replicas in the spec"
+_OF_EVERY_POD = "no new claims to deallocate"  # the scheduler says it of pods without any claim, too
 _MESSAGE = 600  # most characters of a container's own words
 
 
@@ -96,7 +97,7 @@ def scheduling_finding(condition: Manifest | None) -> Iterator[Finding]:
     if condition.get("reason") == "SchedulingGated":
         yield Finding(reason=Reason.GATED.value, message=said)
         return
-    low = said.lower()
+    low = said.lower().replace(_OF_EVERY_POD, "")
     if "device class" in low and ("not exist" in low or "not found" in low):
         mend = "install the driver that brings it, or name another in hybrid.deviceClass"
         yield Finding(reason=Reason.DEVICE_CLASS_MISSING.value, message=f"{said}; {mend}")

@@ -67,7 +67,7 @@ def test_whose_fault_the_end_of_a_pod_was(raw: dict[str, Any], fault: Fault | No
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (unscheduled("0/2 nodes are available: 2 Insufficient cpu"), "Unschedulable"),
+        (unscheduled("0/2 nodes are available: 2 Insufficient cpu. no new claims to deallocate"), "Unschedulable"),
         (unscheduled("0/2 nodes are available: 2 cannot allocate all claims"), "ClaimUnallocated"),
         (unscheduled("request devices: device class gpu.nvidia.com does not exist"), "DeviceClassMissing"),
         (unscheduled('persistentvolumeclaim "x" not found'), "Unschedulable"),
