@@ -107,7 +107,9 @@ def test_the_run_mended_itself_and_came_to_its_end(campaign: Campaign) -> None:
 
 
 def test_only_those_that_must_take_the_run_along(campaign: Campaign) -> None:
-    assert [kill for kill in campaign.kills if kill.restarted and kill.process not in FATAL] == []
+    """A kill during a start is left out: its epoch is that of the master before, whose successor was on its way."""
+    settled = [kill for kill in campaign.kills if kill.moment is not Moment.STARTING]
+    assert [kill for kill in settled if kill.restarted and kill.process not in FATAL] == []
 
 
 def test_every_iteration_was_committed_once_and_no_token_is_there_twice(campaign: Campaign) -> None:
