@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import twinpod.process_one  # noqa: F401  # first, see there
+
+# isort: split
 import argparse
 import asyncio
 import logging
