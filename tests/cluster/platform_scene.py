@@ -119,6 +119,15 @@ class PlatformScene:
             self.show(name)
             raise
 
+    def stays(self, holds: Callable[[], bool], for_s: float) -> bool:
+        """Whether it holds for so long, as often as it is looked at."""
+        deadline = time.monotonic() + for_s
+        while time.monotonic() < deadline:
+            if not holds():
+                return False
+            time.sleep(LOOK_S)
+        return True
+
     def inspect(self, name: str) -> Manifest:
         """What `twinpod inspect rlj/NAME --json` prints."""
         job = ClusterJob(name=name, kubectl=Kubectl(namespace=self.home))
