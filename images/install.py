@@ -76,8 +76,8 @@ def copy_packages(site: Path, wanted: list[str], loose: list[str]) -> None:
 
 def closure(known: dict[str, Distribution], wanted: list[str], site: Path) -> list[str]:
     """`wanted` and everything they require on this machine, extras included, in the order of their discovery."""
-    sys.path.append(str(site / "pip" / "_vendor"))
-    from packaging.requirements import Requirement  # pip's own copy; pip is in every environment
+    sys.path.append(str(site))
+    from packaging.requirements import Requirement  # needs nothing else; pip's own copy needs pip in some versions
 
     found: dict[tuple[str, str], None] = {}
     todo = [(Requirement(line), "") for line in wanted]
