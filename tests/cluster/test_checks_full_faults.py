@@ -40,6 +40,7 @@ def claims(scene: PlatformScene) -> list[Manifest]:
     return [claim for claim in found if claim.get("status", {}).get("allocation")]
 
 
+@pytest.mark.slow
 def test_devices_are_free_again_after_a_driver_that_died_during_a_deletion(scene: PlatformScene) -> None:
     node = scene.cluster.nodes[0]
     wants = {"accelerators": 4, "deviceClass": DEVICE_CLASS} | on_node(node)
