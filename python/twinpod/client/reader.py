@@ -64,9 +64,15 @@ def reader_pod(job: RLJob, uid: str, image: str, group: int = 1000) -> dict[str,
                         "readOnlyRootFilesystem": True,
                     },
                     # The books are opened read-only, but SQLite's WAL wants its index beside them.
-                    "volumeMounts": [{"name": name, "mountPath": path} for name, _, path in volumes],
+                    "volumeMounts": [
+                        *({"name": name, "mountPath": path} for name, _, path in volumes),
+                        {"name": "tmp", "mountPath": names.TEMPORARY_FOLDER},  # SQLite sorts there
+                    ],
                 }
             ],
-            "volumes": [{"name": name, "persistentVolumeClaim": {"claimName": claim}} for name, claim, _ in volumes],
+            "volumes": [
+                *({"name": name, "persistentVolumeClaim": {"claimName": claim}} for name, claim, _ in volumes),
+                {"name": "tmp", "emptyDir": {}},
+            ],
         },
     }
