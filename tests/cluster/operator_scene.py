@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from tests.cluster.cluster import Cluster
 
@@ -193,12 +194,18 @@ class OperatorScene:
 
 def opened(cluster: Cluster, folder: Path) -> Iterator[OperatorScene]:
     """For fixtures."""
-    scene = OperatorScene(cluster, folder)
+    made = OperatorScene(cluster, folder)
     try:
-        scene.open()
-        yield scene
+        made.open()
+        yield made
     finally:
-        scene.close()
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def scene(control_plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorScene]:
+    """One installation for a file of tests."""
+    yield from opened(control_plane, tmp_path_factory.mktemp("operator"))
 
 
 def scrape(port: int) -> str:

@@ -10,21 +10,16 @@ import pytest
 import yaml
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import control_plane, namespace
-from tests.cluster.operator_scene import ROOT, USER, OperatorScene, opened
+from tests.cluster.operator_scene import ROOT, USER, OperatorScene, scene
 from tests.cluster.playing import bind, crash, leave, node, opened_queue, pod_names, turn_away
 
 from twinpod.api import names
 from twinpod.api.names import Reason
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
-__all__ = ["control_plane"]
+__all__ = ["control_plane", "scene"]
 HASTE = {"backoffSeconds": 1, "maxBackoffSeconds": 1}
 DEVICES = {"accelerators": 2, "deviceClass": "fake.twinpod.dev", "sharedMemory": "64Mi"}
-
-
-@pytest.fixture(scope="module")
-def scene(control_plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorScene]:
-    yield from opened(control_plane, tmp_path_factory.mktemp("operator"))
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,12 @@ from collections.abc import Iterator
 import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import control_plane, namespace
-from tests.cluster.operator_scene import USER, OperatorScene, opened
+from tests.cluster.operator_scene import USER, OperatorScene, scene
 
 from twinpod.api import names
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
-__all__ = ["control_plane"]
-
-
-@pytest.fixture(scope="module")
-def scene(control_plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorScene]:
-    yield from opened(control_plane, tmp_path_factory.mktemp("operator"))
+__all__ = ["control_plane", "scene"]
 
 
 @pytest.fixture(scope="module")
