@@ -25,6 +25,14 @@ def typed(*words: str) -> argparse.Namespace:
     return parser().parse_args(["inspect", *words])
 
 
+@pytest.mark.parametrize(
+    "words", ["rlj/x x-master -n demo --lines 3", "rlj/x -n demo x-master --lines 3", "-n demo --lines 3 rlj/x x-master"]
+)
+def test_options_may_stand_anywhere(words: str) -> None:
+    given = parser().parse_args(["logs", *words.split()])
+    assert (given.target, given.namespace, given.pod, given.lines) == ("rlj/x", "demo", "x-master", 3)
+
+
 @pytest.mark.parametrize("kind", ["rlj", "rljob", "rljobs", "rljobs.twinpod.dev"])
 def test_a_job_on_a_cluster_is_named_as_kubectl_names_it(kind: str) -> None:
     target = target_of(typed(f"{kind}/letters", "-n", "demo", "--context", "big"))

@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from twinpod import __version__
 from twinpod.cli.target import add_target
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="First steps: make demo. What a run left behind: twinpod inspect runs/<job>.",
     )
     top.add_argument("--version", action="version", version=f"twinpod {__version__}")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Command)
     _add_run(commands)
     validate = _command(commands, "validate", "check a manifest, without starting anything")
     validate.add_argument("file", type=Path, metavar="FILE", help="manifest of an RLJob, RolloutPool or SandboxPool")
@@ -75,7 +76,23 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+class _Command(argparse.ArgumentParser):
+    """Options may stand anywhere, as with kubectl: `logs rlj/x -n team x-master`."""
+
+    _within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See argparse, whose own way takes a positional that may be missing as missing once an option comes."""
+        if self._within:
+            return super().parse_known_args(args, namespace)
+        self._within = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._within = False
+
+
+def _add_run(commands: argparse._SubParsersAction[_Command]) -> None:
     run = _command(commands, "run", "run an RLJob on this machine; the same command goes on where a run stopped")
     run.add_argument("file", type=Path, metavar="FILE", help="manifest of an RLJob, and of its RolloutPools")
     run.add_argument("--local", action="store_true", required=True, help="on this machine, without Kubernetes")
@@ -87,8 +104,8 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str
-) -> argparse.ArgumentParser:
+    commands: argparse._SubParsersAction[_Command], name: str, help_text: str
+) -> _Command:
     command = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     command.add_argument("-v", "--verbose", action="store_true", help="show where in the code an error comes from")
     command.set_defaults(module=f"twinpod.cli.{name.replace('-', '_')}")
