@@ -50,6 +50,13 @@ class Shape:
     resources: Manifest
 
 
+# Not a value: pods of all attempts have one template, and it alone tells whether a template has changed.
+ATTEMPT: Manifest = {
+    "name": "TWINPOD_ATTEMPT",
+    "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{names.LABEL_ATTEMPT}']"}},
+}
+
+
 def container(shape: Shape, platform: Platform) -> Manifest:
     """The container's manifest, fit for Pod Security `restricted`."""
     manifest: Manifest = {
@@ -57,7 +64,7 @@ def container(shape: Shape, platform: Platform) -> Manifest:
         "image": shape.image,
         "imagePullPolicy": platform.image_pull_policy,
         "command": list(shape.command),
-        "env": [{"name": name, "value": value} for name, value in shape.environment.items()],
+        "env": [*({"name": name, "value": value} for name, value in shape.environment.items()), ATTEMPT],
         "ports": [{"name": port.name, "containerPort": port.number, "protocol": "TCP"} for port in shape.ports],
         "resources": shape.resources,
         "volumeMounts": list(shape.mounts),

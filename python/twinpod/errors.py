@@ -3,7 +3,8 @@
     TwinpodError                     one clear line: what was wrong, where, what to do
     ├── InputError                   exit 2: the person's input (manifest, flag, data set, tokenizer)
     ├── EnvironmentFault             exit 1: the machine or a service beside us (port, /dev/shm, etcd, package)
-    │   └── Unreachable              retryable: a peer did not answer before its deadline
+    │   ├── Unreachable              retryable: a peer did not answer before its deadline
+    │   └── InUse                    retryable: another process has it and may let go
     ├── ProtocolError                a peer said something that its contract forbids
     │   ├── StaleEpoch               a command of an older master; never retried
     │   └── WrongVersion             weights of another version than asked for
@@ -46,6 +47,12 @@ class EnvironmentFault(TwinpodError):
 
 class Unreachable(EnvironmentFault):
     """A peer did not answer before the deadline; asking again is safe."""
+
+    retryable = True
+
+
+class InUse(EnvironmentFault):
+    """Another process works with it."""
 
     retryable = True
 

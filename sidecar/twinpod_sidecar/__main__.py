@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from twinpod.api.environment import Environment, read_environment
@@ -27,7 +26,7 @@ from twinpod.coordination.etcd import EtcdStore
 from twinpod.coordination.keys import Keys
 from twinpod.errors import TwinpodError
 from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine, server_args
-from twinpod.records.life import HalfKind, HalfStatus
+from twinpod.records.life import HalfKind
 from twinpod.rpc.channel import listening_host, serve
 from twinpod_sidecar.children import Children
 from twinpod_sidecar.engine_port import Engine
@@ -61,7 +60,7 @@ async def run_inference(job: RLJob, environment: Environment) -> int:
     address = f"{environment.address}:{settings.half.port}"
     stager = Stager(environment.shm, address, GrpcCarrier(environment.tls), shelf)
     half = InferenceHalf(settings, SGLang(), Children(), stager, news.set)
-    member = _member(environment, HalfKind.INFERENCE, half.status, news)
+    member = _member(environment, HalfKind.INFERENCE, half, news)
     return await _run(settings.half, half, [HalfService(half), shard_service(shelf)], member)
 
 
@@ -72,15 +71,17 @@ async def run_training(job: RLJob, environment: Environment) -> int:
     news = asyncio.Event()
     shelf = Shelf()
     half = TrainingHalf(settings, Children(), shelf, news.set)
-    member = _member(environment, HalfKind.TRAINING, half.status, news)
+    member = _member(environment, HalfKind.TRAINING, half, news)
     servicers = [HalfService(half), TrainerLink(half, attempt), shard_service(shelf)]
     return await _run(settings.half, half, servicers, member)
 
 
-def _member(environment: Environment, kind: HalfKind, status: Callable[[], HalfStatus], news: asyncio.Event) -> Member:
+def _member(
+    environment: Environment, kind: HalfKind, half: InferenceHalf | TrainingHalf, news: asyncio.Event
+) -> Member:
     store = EtcdStore(environment.etcd, environment.etcd_tls)
     keys = Keys(namespace=environment.namespace, job_uid=environment.job_uid)
-    return Member(store, keys.member(environment.pod, kind), status, news)
+    return Member(store, keys.member(environment.pod, kind), half.status, news, half.terminate)
 
 
 async def _run(
@@ -89,7 +90,8 @@ async def _run(
     """Serve the half until it ends; the order of the end: children, word to etcd, gRPC, health.
 
     A native sidecar that was dismissed stays until SIGTERM, with nothing but its health: one that ended by itself would
-    be started again, and counted as a crash, while the trainer beside it is still ending.
+    be started again, and counted as a crash, while the trainer beside it is still ending. So does a half that a newer
+    pod has taken the place of: it has freed its devices, and its end is the kubelet's word.
     """
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
@@ -111,8 +113,9 @@ async def _run(
         telling.cancel()
         await member.leave()
         await server.stop(grace_s=2.0)
-        if isinstance(half, InferenceHalf) and half.dismissed and settings.environment.pool_file is None:
-            log.info("dismissed; waits for the pod to end")
+        over = isinstance(half, InferenceHalf) and half.dismissed and settings.environment.pool_file is None
+        if over or member.outdated:
+            log.info("%s; waits for the pod to end", "superseded" if member.outdated else "dismissed")
             await told.wait()
     finally:
         health.stop()

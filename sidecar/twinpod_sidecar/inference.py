@@ -96,6 +96,7 @@ class InferenceHalf:
             state=state.engine.value,
             version=serving.version if serving else 0,
             epoch=self._desk.ledger.epoch,
+            pod_attempt=environment.attempt,
             attempt=state.attempt,
             message=state.message,
         )

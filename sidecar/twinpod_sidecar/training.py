@@ -67,6 +67,7 @@ class TrainingHalf:
             state="exiting" if state.exiting else word,
             version=state.queue[0].version if state.given and state.queue else 0,
             epoch=self._desk.ledger.epoch,
+            pod_attempt=environment.attempt,
             attempt=0,
             message=state.message,
         )

@@ -93,6 +93,7 @@ def _environment(folder: Path) -> Environment:
         namespace="bench",
         job_uid="bench",
         pod="bench-hybrid-0",
+        attempt=1,
         address="localhost",
         master="localhost:1",
         etcd=("localhost:1",),

@@ -108,7 +108,9 @@ def test_a_job_goes_on_elsewhere_when_its_node_falls_silent(scene: PlatformScene
         assert numbers == list(range(1, len(numbers) + 1))
         assert epochs == sorted(epochs), "what the old master did after the new one began is not there"
         assert report["epoch"] == epochs[-1] > 1
-        assert "StaleEpoch" in log_of(cluster, lost, scene.home, old["name"], old["uid"])
+        said = log_of(cluster, lost, scene.home, old["name"], old["uid"])
+        assert "epoch 1 is over" in said, "the old master saw the new epoch, and left"
+        assert scene.status("x")["attempt"] == 2, "the books were free for the first master that came after it"
         status = scene.status("x")
         assert (status["applicationFaults"], status["infrastructureFaults"]) == (0, 1)
     finally:

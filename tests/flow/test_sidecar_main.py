@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,8 @@ class Telling:
 
     def __init__(self) -> None:
         self.store, self.news, self.state = MemoryStore(), asyncio.Event(), "none"
-        self.member = Member(self.store, "/m/p", self.status, self.news)
+        self.ended = asyncio.Event()
+        self.member = Member(self.store, "/m/p", self.status, self.news, self.ended.set)
 
     def status(self) -> HalfStatus:
         return HalfStatus(
@@ -170,9 +172,40 @@ class Telling:
             state=self.state,
             version=0,
             epoch=0,
+            pod_attempt=1,
             attempt=0,
             message="",
         )
+
+
+async def test_a_half_whose_name_a_newer_pod_has_taken_ends_and_leaves_the_other_s_word_alone() -> None:
+    telling = Telling()
+    task = asyncio.create_task(telling.member.run())
+    watch = telling.store.watch("/m/")
+    async with asyncio.timeout(10):
+        await anext(watch)
+        newer = codec.dumps(replace(telling.status(), pod_attempt=2))
+        await telling.store.put("/m/p", newer)
+        telling.news.set()
+        await telling.ended.wait()
+        await task
+        assert telling.member.outdated
+        await telling.member.leave()
+    entry = await telling.store.get("/m/p")
+    assert entry is not None
+    assert entry.value == newer
+
+
+async def test_a_newer_pod_reports_over_an_older_one_s_word() -> None:
+    telling = Telling()
+    await telling.store.put("/m/p", codec.dumps(replace(telling.status(), pod_attempt=0, state="old")))
+    task = asyncio.create_task(telling.member.run())
+    async with asyncio.timeout(10):
+        async for change in telling.store.watch("/m/"):
+            if change.entry is not None and codec.loads(HalfStatus, change.entry.value).state == "none":
+                break
+    task.cancel()
+    assert not telling.member.outdated
 
 
 async def test_a_status_is_kept_in_the_store_and_away_stops_nothing() -> None:

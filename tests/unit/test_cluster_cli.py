@@ -26,7 +26,8 @@ def typed(*words: str) -> argparse.Namespace:
 
 
 @pytest.mark.parametrize(
-    "words", ["rlj/x x-master -n demo --lines 3", "rlj/x -n demo x-master --lines 3", "-n demo --lines 3 rlj/x x-master"]
+    "words",
+    ["rlj/x x-master -n demo --lines 3", "rlj/x -n demo x-master --lines 3", "-n demo --lines 3 rlj/x x-master"],
 )
 def test_options_may_stand_anywhere(words: str) -> None:
     given = parser().parse_args(["logs", *words.split()])

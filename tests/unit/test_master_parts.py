@@ -40,7 +40,15 @@ KEYS = Keys(namespace="n", job_uid="u")
 
 def member(pod: str, kind: HalfKind, state: str = "none", version: int = 0) -> HalfStatus:
     return HalfStatus(
-        pod=pod, kind=kind, address=f"{pod}/{kind}", state=state, version=version, epoch=0, attempt=0, message=""
+        pod=pod,
+        kind=kind,
+        address=f"{pod}/{kind}",
+        state=state,
+        version=version,
+        epoch=0,
+        pod_attempt=1,
+        attempt=0,
+        message="",
     )
 
 

@@ -26,6 +26,7 @@ STATUS = HalfStatus(
     state="serving",
     version=3,
     epoch=1,
+    pod_attempt=1,
     attempt=0,
     message="",
 )

@@ -99,6 +99,15 @@ def test_names_change_with_the_attempt_and_addresses_do_not() -> None:
     assert first["metadata"]["annotations"][annotation] == second["metadata"]["annotations"][annotation]
 
 
+def test_a_process_learns_which_attempt_s_pod_it_is_in_from_the_pod_s_label() -> None:
+    for attempt in (1, 4):
+        pod = hybrid(job_with(), attempt)
+        for container in containers(pod):
+            told = {entry["name"]: entry for entry in container["env"]}["TWINPOD_ATTEMPT"]
+            assert told["valueFrom"]["fieldRef"]["fieldPath"] == f"metadata.labels['{names.LABEL_ATTEMPT}']"
+        assert pod["metadata"]["labels"][names.LABEL_ATTEMPT] == str(attempt)
+
+
 def test_the_template_hash_tells_templates_apart() -> None:
     annotation = names.ANNOTATION_TEMPLATE_HASH
     hashes = {
@@ -121,7 +130,8 @@ def test_every_container_has_the_environment_that_processes_read(replicas: int) 
     assert len(pods(job)) == 1 + replicas
     for pod in pods(job):
         for container in containers(pod):
-            environment = read_environment({entry["name"]: entry["value"] for entry in container["env"]})
+            given = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+            environment = read_environment(given)
             assert environment.pod == pod["spec"]["hostname"]
             assert environment.address == f"{environment.pod}.reverse-letters.default.svc"
             assert environment.master == "reverse-letters-master.reverse-letters.default.svc:7400"

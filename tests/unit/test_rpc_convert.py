@@ -17,7 +17,15 @@ from twinpod.rpc.v1 import half_pb2, master_pb2
 COMMAND = Command(key="1/2/serve", verb=Verb.SERVE, epoch=1, iteration=2, version=3, argument="{}", deadline_s=4.5)
 REPLY = Reply(key="k", error="EngineFault: é", retryable=True, seconds=1.25, detail="[]")
 STATUS = HalfStatus(
-    pod="p", kind=HalfKind.TRAINING, address="a:1", state="idle", version=3, epoch=1, attempt=2, message="m"
+    pod="p",
+    kind=HalfKind.TRAINING,
+    address="a:1",
+    state="idle",
+    version=3,
+    epoch=1,
+    pod_attempt=1,
+    attempt=2,
+    message="m",
 )
 SEGMENT = Segment(
     trajectory_id=2**40, index=1, version=7, tokens=(1, 2), logps=(-0.5, -math.inf), stop=Stop.CUT, pod="p"

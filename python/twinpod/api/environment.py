@@ -19,6 +19,7 @@ class Environment:
     namespace: str
     job_uid: str
     pod: str  # stable name, without the attempt: J-hybrid-0
+    attempt: int  # which of the pods of that name this is; the first is 1
     address: str  # host by which other pods reach this one, without a port
     master: str  # host:port of the master's gRPC service
     etcd: tuple[str, ...]  # host:port of each member
@@ -68,6 +69,9 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
             mend="these processes are started by the operator or by `twinpod run --local`, not by hand",
         )
     texts = {key: source[name] for key, name in _TEXTS.items()}
+    attempt = source.get("TWINPOD_ATTEMPT", "1")
+    if not attempt.isdecimal():
+        raise InputError(f"TWINPOD_ATTEMPT is {attempt!r}, not a number", where="environment")
     paths = {key: Path(source[name]) for key, name in _PATHS.items() if source.get(name)}
     members = tuple(member.strip() for member in source["TWINPOD_ETCD"].split(",") if member.strip())
-    return Environment(**texts, **paths, etcd=members)  # type: ignore[arg-type]
+    return Environment(**texts, **paths, attempt=int(attempt), etcd=members)  # type: ignore[arg-type]

@@ -103,9 +103,7 @@ def _add_run(commands: argparse._SubParsersAction[_Command]) -> None:
     run.add_argument("--no-check", action="store_true", help="do not check the exported model in the end")
 
 
-def _command(
-    commands: argparse._SubParsersAction[_Command], name: str, help_text: str
-) -> _Command:
+def _command(commands: argparse._SubParsersAction[_Command], name: str, help_text: str) -> _Command:
     command = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     command.add_argument("-v", "--verbose", action="store_true", help="show where in the code an error comes from")
     command.set_defaults(module=f"twinpod.cli.{name.replace('-', '_')}")

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -43,6 +44,7 @@ from twinpod.master.rewards import Judge
 from twinpod.master.service import GrpcHalf, MasterService
 from twinpod.master.settings import identity_of, settings_of
 from twinpod.master.sinks import Shelf
+from twinpod.master.takeover import leave_when_superseded, take_books
 from twinpod.reward.choose import choose
 from twinpod.rpc.channel import listening_host, serve
 from twinpod.sampling.datasets import open_dataset
@@ -77,18 +79,18 @@ async def run(job: RLJob, environment: Environment) -> int:
     settings = settings_of(job, tokenizer.stop_ids)
     host = listening_host(environment.address)
     async with AsyncExitStack() as stack:
-        books = Books.open(environment.state, identity_of(job))
+        store = EtcdStore(environment.etcd, environment.etcd_tls)
+        stack.push_async_callback(store.close)
+        board = Board(store, Keys(namespace=environment.namespace, job_uid=environment.job_uid), asyncio.sleep)
+        books = await take_books(environment.state, identity_of(job), board, asyncio.sleep)
         stack.callback(books.close)
         if over(books, settings.iterations):
             log.info("the run has succeeded before; nothing is left to do")
             return 0
-        store = EtcdStore(environment.etcd, environment.etcd_tls)
-        stack.push_async_callback(store.close)
         shelf = Shelf(books, stack.enter_context(ThreadPoolExecutor(1, "books")))
         judge = Judge(
             reward, tokenizer.decode, settings.repeat_penalty, stack.enter_context(ThreadPoolExecutor(1, "judge"))
         )
-        board = Board(store, Keys(namespace=environment.namespace, job_uid=environment.job_uid), asyncio.sleep)
         halves = Halves(lambda address: GrpcHalf(address, environment.tls), asyncio.sleep, time.monotonic)
         desk = Desk(time.monotonic)
         crew = Crew(board, halves, asyncio.sleep, replicas=settings.hybrid_replicas, lost=desk.lose)
@@ -114,16 +116,24 @@ async def run(job: RLJob, environment: Environment) -> int:
             clock=time.monotonic,
             wall=time.time,
         )
-        return await conduct(Conductor(parts), reporter)
+        conductor = Conductor(parts)
+        watching = leave_when_superseded(board, lambda: conductor.epoch, asyncio.sleep)
+        return await conduct(conductor, reporter, watching)
 
 
-async def conduct(conductor: Conductor, reporter: Reporter) -> int:
-    """Run to the end, or until SIGTERM; says in the books how it ended."""
+async def conduct(conductor: Conductor, reporter: Reporter, watching: Coroutine[None, None, None]) -> int:
+    """Run to the end, until SIGTERM, or until `watching` raises; says in the books how it ended."""
     loop = asyncio.get_running_loop()
     work, telling = loop.create_task(conductor.run()), loop.create_task(reporter.tell_for_ever())
+    watch = loop.create_task(watching)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, work.cancel)
     try:
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            await watch
         await work
     except asyncio.CancelledError:
         log.info("told to stop; the same command goes on from the last commit")
@@ -141,8 +151,9 @@ async def conduct(conductor: Conductor, reporter: Reporter) -> int:
     else:
         return 0
     finally:
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        for task in (telling, watch):
+            task.cancel()
+        await asyncio.gather(telling, watch, return_exceptions=True)
 
 
 def over(books: Books, iterations: int) -> bool:

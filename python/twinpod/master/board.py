@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from twinpod.coordination.epochs import commit_version, take_epoch
+from twinpod.coordination.epochs import check_epoch, commit_version, take_epoch
 from twinpod.coordination.keys import Keys, Operation, VersionNote
 from twinpod.coordination.store import Store
 from twinpod.errors import Conflict, ProtocolError, Unreachable
@@ -45,6 +45,13 @@ class Board:
             return epoch
 
         return await self._insist(above, tries)
+
+    async def check_epoch(self, epoch: int) -> None:
+        """StaleEpoch when a newer master has begun; nothing is known while etcd is away."""
+        try:
+            await check_epoch(self._store, self._keys, epoch)
+        except Unreachable as error:
+            log.debug("epoch not checked: %s", error)
 
     async def publish_version(self, note: VersionNote) -> None:
         """Make it the committed version.

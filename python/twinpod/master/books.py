@@ -25,7 +25,7 @@ from typing import IO
 
 import numpy as np
 
-from twinpod.errors import EnvironmentFault, InputError, StaleEpoch
+from twinpod.errors import EnvironmentFault, InputError, InUse, StaleEpoch
 from twinpod.master import books_read as read
 from twinpod.master.books_rollback import RECOUNT_PROMPT, roll_back
 from twinpod.master.books_schema import SCHEMA, SCHEMA_VERSION
@@ -98,7 +98,7 @@ class Books:
     def open(cls, folder: Path, identity: Identity) -> Books:
         """Open or create. InputError.
 
-        Another job's folder or a newer schema. EnvironmentFault: another master has it, no room.
+        Another job's folder or a newer schema. InUse: another master has it. EnvironmentFault: no room.
         """
         lock = _lock(folder)
         try:
@@ -322,7 +322,7 @@ def _lock(folder: Path) -> IO[str]:
         lock.seek(0)
         holder = lock.read().strip() or "unknown"
         lock.close()
-        raise EnvironmentFault(
+        raise InUse(
             f"another master (process {holder}) works in this folder",
             where=str(folder),
             mend="stop it, or choose another folder",

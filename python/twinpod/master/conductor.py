@@ -36,6 +36,7 @@ from twinpod.master.prompts import PromptSource
 from twinpod.master.rewards import Judge
 from twinpod.master.settings import MasterSettings
 from twinpod.master.sinks import EvaluationSink, Shelf, TrainingSink
+from twinpod.master.takeover import EPOCH_TRIES
 from twinpod.records import codec
 from twinpod.records.life import Verb
 from twinpod.records.run import IterationRecord
@@ -44,8 +45,6 @@ from twinpod.records.weights import ShardRecord
 from twinpod.replay.policy import build_batch
 
 log = logging.getLogger(__name__)
-
-EPOCH_TRIES = 60  # seconds that a start waits for etcd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +76,11 @@ class Conductor:
         self._weights: Copies | None = None
         self._preparing: asyncio.Task[None] | None = None  # engines that come up beside a publication
         self._served = ""  # what the engines said they served at the end of the rollout phase, for an error's line
+
+    @property
+    def epoch(self) -> int:
+        """The job epoch that this master has taken; 0 before."""
+        return self._epoch
 
     async def run(self) -> None:
         """From where the books stand to `Succeeded`."""

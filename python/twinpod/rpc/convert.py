@@ -83,6 +83,7 @@ def half_status_to_pb(status: HalfStatus) -> half_pb2.HalfStatus:
         epoch=status.epoch,
         attempt=status.attempt,
         message=status.message,
+        pod_attempt=status.pod_attempt,
     )
 
 
@@ -97,6 +98,7 @@ def half_status_from_pb(message: half_pb2.HalfStatus) -> HalfStatus:
         epoch=message.epoch,
         attempt=message.attempt,
         message=message.message,
+        pod_attempt=message.pod_attempt,
     )
 
 

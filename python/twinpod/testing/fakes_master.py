@@ -198,6 +198,7 @@ class World:
             state=(EngineState.SERVING if serves else EngineState.NONE).value,
             version=serves,
             epoch=0,
+            pod_attempt=1,
             attempt=0,
             message="",
         )

@@ -81,6 +81,7 @@ def environment_in(folder: Path) -> Environment:
         namespace="test",
         job_uid="uid",
         pod="job-hybrid-0",
+        attempt=1,
         address="localhost",
         master="localhost:1",
         etcd=("localhost:1",),

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19twinpod/rpc/v1/half.proto\x12\x0etwinpod.rpc.v1\"}\n\x07\x43ommand\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x11\n\titeration\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x10\n\x08\x61rgument\x18\x06 \x01(\t\x12\x12\n\ndeadline_s\x18\x07 \x01(\x01\"W\n\x05Reply\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"\x0f\n\rStatusRequest\"\x89\x01\n\nHalfStatus\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x03\x12\x0f\n\x07message\x18\x08 \x01(\t\"D\n\x12NextCommandRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x03\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\x12\r\n\x05ready\x18\x03 \x01(\x08\"\x05\n\x03\x41\x63k2\x86\x01\n\x04Half\x12\x39\n\x07\x45xecute\x12\x17.twinpod.rpc.v1.Command\x1a\x15.twinpod.rpc.v1.Reply\x12\x43\n\x06Status\x12\x1d.twinpod.rpc.v1.StatusRequest\x1a\x1a.twinpod.rpc.v1.HalfStatus2\x8f\x01\n\x0bTrainerLink\x12J\n\x0bNextCommand\x12\".twinpod.rpc.v1.NextCommandRequest\x1a\x17.twinpod.rpc.v1.Command\x12\x34\n\x06Report\x12\x15.twinpod.rpc.v1.Reply\x1a\x13.twinpod.rpc.v1.Ackb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19twinpod/rpc/v1/half.proto\x12\x0etwinpod.rpc.v1\"}\n\x07\x43ommand\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x11\n\titeration\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x10\n\x08\x61rgument\x18\x06 \x01(\t\x12\x12\n\ndeadline_s\x18\x07 \x01(\x01\"W\n\x05Reply\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"\x0f\n\rStatusRequest\"\x9e\x01\n\nHalfStatus\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x03\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x13\n\x0bpod_attempt\x18\t \x01(\x03\"D\n\x12NextCommandRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x03\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\x12\r\n\x05ready\x18\x03 \x01(\x08\"\x05\n\x03\x41\x63k2\x86\x01\n\x04Half\x12\x39\n\x07\x45xecute\x12\x17.twinpod.rpc.v1.Command\x1a\x15.twinpod.rpc.v1.Reply\x12\x43\n\x06Status\x12\x1d.twinpod.rpc.v1.StatusRequest\x1a\x1a.twinpod.rpc.v1.HalfStatus2\x8f\x01\n\x0bTrainerLink\x12J\n\x0bNextCommand\x12\".twinpod.rpc.v1.NextCommandRequest\x1a\x17.twinpod.rpc.v1.Command\x12\x34\n\x06Report\x12\x15.twinpod.rpc.v1.Reply\x1a\x13.twinpod.rpc.v1.Ackb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,13 +38,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=261
   _globals['_STATUSREQUEST']._serialized_end=276
   _globals['_HALFSTATUS']._serialized_start=279
-  _globals['_HALFSTATUS']._serialized_end=416
-  _globals['_NEXTCOMMANDREQUEST']._serialized_start=418
-  _globals['_NEXTCOMMANDREQUEST']._serialized_end=486
-  _globals['_ACK']._serialized_start=488
-  _globals['_ACK']._serialized_end=493
-  _globals['_HALF']._serialized_start=496
-  _globals['_HALF']._serialized_end=630
-  _globals['_TRAINERLINK']._serialized_start=633
-  _globals['_TRAINERLINK']._serialized_end=776
+  _globals['_HALFSTATUS']._serialized_end=437
+  _globals['_NEXTCOMMANDREQUEST']._serialized_start=439
+  _globals['_NEXTCOMMANDREQUEST']._serialized_end=507
+  _globals['_ACK']._serialized_start=509
+  _globals['_ACK']._serialized_end=514
+  _globals['_HALF']._serialized_start=517
+  _globals['_HALF']._serialized_end=651
+  _globals['_TRAINERLINK']._serialized_start=654
+  _globals['_TRAINERLINK']._serialized_end=797
 # @@protoc_insertion_point(module_scope)

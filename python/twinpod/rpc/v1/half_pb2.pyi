@@ -41,7 +41,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class HalfStatus(_message.Message):
-    __slots__ = ("pod", "kind", "address", "state", "version", "epoch", "attempt", "message")
+    __slots__ = ("pod", "kind", "address", "state", "version", "epoch", "attempt", "message", "pod_attempt")
     POD_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +50,7 @@ class HalfStatus(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    POD_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     pod: str
     kind: str
     address: str
@@ -58,7 +59,8 @@ class HalfStatus(_message.Message):
     epoch: int
     attempt: int
     message: str
-    def __init__(self, pod: _Optional[str] = ..., kind: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., version: _Optional[int] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+    pod_attempt: int
+    def __init__(self, pod: _Optional[str] = ..., kind: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., version: _Optional[int] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., message: _Optional[str] = ..., pod_attempt: _Optional[int] = ...) -> None: ...
 
 class NextCommandRequest(_message.Message):
     __slots__ = ("attempt", "wait_s", "ready")
