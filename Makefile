@@ -59,8 +59,9 @@ bench-learning: setup ## three seeds of the samples to their end, as a table and
 bench-operator: setup ## the operator with 250 to 5,000 jobs on a real API server, as a table and tests/bench/results/operator.json
 	@$(PY) -m tests.bench.operator_scale
 
-soak: setup ## a long run with random kills of every process
-	@$(PY) tests/bench/soak.py
+soak: setup ## a long run with random kills of every process, then the long checks on a cluster (an hour and a half)
+	@$(PY) -m tests.bench.soak
+	@TWINPOD_SOAK_ROUNDS=10 $(PY) -m pytest tests/cluster -m cluster -k "slow or most_of_the_devices" -s
 
 cluster-up: setup ## a Kubernetes cluster with two nodes on this machine (needs root; the first time builds it)
 	@$(PY) -m tests.cluster up

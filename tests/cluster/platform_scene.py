@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import yaml
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import namespace
 from tests.cluster.layout import ClusterFault
-from tests.cluster.platform import ROOT
+from tests.cluster.platform import ROOT, install
 
 from twinpod.api import names
 from twinpod.client.cluster import ClusterJob
@@ -179,3 +180,17 @@ def opened(cluster: Cluster) -> Iterator[PlatformScene]:
         finally:
             everything = ("delete", "rljobs,rolloutpools", "--all", "-n", home)
             cluster.kubectl(*everything, "--wait=true", "--timeout=150s", check=False)
+
+
+@pytest.fixture(scope="module")
+def platform(cluster: Cluster) -> Cluster:
+    """A cluster with Twinpod on it."""
+    install(cluster)
+    return cluster
+
+
+@pytest.fixture
+def scene(platform: Cluster) -> Iterator[PlatformScene]:
+    """A namespace of one's own."""
+    with opened(platform) as made:
+        yield made

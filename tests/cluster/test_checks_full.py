@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import cluster
-from tests.cluster.platform import install
-from tests.cluster.platform_scene import PlatformScene, on_node, opened
+from tests.cluster.platform_scene import PlatformScene, on_node, platform, scene
 from tests.cluster.services import DEVICE_CLASS
 
 from twinpod.api.names import Reason
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-__all__ = ["cluster"]
+__all__ = ["cluster", "platform", "scene"]
 
 KEEP = {"lifeCycle": "Keep"}
-
-
-@pytest.fixture(scope="module")
-def platform(cluster: Cluster) -> Cluster:
-    install(cluster)
-    return cluster
-
-
-@pytest.fixture
-def scene(platform: Cluster) -> Iterator[PlatformScene]:
-    with opened(platform) as made:
-        yield made
 
 
 def shares(report: dict[str, Any], first: int, last: int, pool: str) -> tuple[int, int]:

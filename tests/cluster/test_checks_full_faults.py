@@ -1,37 +1,21 @@
-"""Real pods on two nodes while parts of the cluster fail: devices that two jobs want, drivers, nodes and etcd lost."""
+"""Real pods on two nodes while parts of the cluster fail: devices that two jobs want, drivers and nodes lost."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
 
 import pytest
 from tests.cluster import node as nodes
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import cluster
-from tests.cluster.platform import SYSTEM, install
-from tests.cluster.platform_scene import Manifest, PlatformScene, on_node, opened
+from tests.cluster.platform import SYSTEM
+from tests.cluster.platform_scene import Manifest, PlatformScene, on_node, platform, scene
 from tests.cluster.services import DEVICE_CLASS
 
-from twinpod.api.names import Reason
-
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
-__all__ = ["cluster"]
+__all__ = ["cluster", "platform", "scene"]
 
 ROUNDS = int(os.environ.get("TWINPOD_SOAK_ROUNDS", "1"))  # ten in a soak
-
-
-@pytest.fixture(scope="module")
-def platform(cluster: Cluster) -> Cluster:
-    install(cluster)
-    return cluster
-
-
-@pytest.fixture
-def scene(platform: Cluster) -> Iterator[PlatformScene]:
-    with opened(platform) as made:
-        yield made
 
 
 def claims(scene: PlatformScene) -> list[Manifest]:
@@ -40,7 +24,6 @@ def claims(scene: PlatformScene) -> list[Manifest]:
     return [claim for claim in found if claim.get("status", {}).get("allocation")]
 
 
-@pytest.mark.slow
 def test_devices_are_free_again_after_a_driver_that_died_during_a_deletion(scene: PlatformScene) -> None:
     node = scene.cluster.nodes[0]
     wants = {"accelerators": 4, "deviceClass": DEVICE_CLASS} | on_node(node)
@@ -67,7 +50,6 @@ def test_devices_are_free_again_after_a_driver_that_died_during_a_deletion(scene
     scene.wait("new", "all four devices again", lambda: len(claims(scene)) == 1, 90)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_two_jobs_that_each_need_most_of_the_devices_both_finish(scene: PlatformScene, number: int) -> None:
     """Two pods of three devices each: of eight on two nodes, one job's pods leave none that fits."""
@@ -80,7 +62,6 @@ def test_two_jobs_that_each_need_most_of_the_devices_both_finish(scene: Platform
     scene.cluster.wait("all devices are free", lambda: not claims(scene))
 
 
-@pytest.mark.slow
 def test_a_job_goes_on_elsewhere_when_its_node_falls_silent(scene: PlatformScene) -> None:
     cluster = scene.cluster
     etcd = cluster.get("pod", "twinpod-etcd-0", namespace=SYSTEM)["spec"]["nodeName"]
@@ -136,39 +117,3 @@ def log_of(cluster: Cluster, node: str, home: str, pod: str, uid: str) -> str:
     """What the containers of a pod on a silent node have said."""
     folder = nodes.folder(cluster.layout, node) / "pod-logs" / f"{home}_{pod}_{uid}"
     return "".join(path.read_text(errors="replace") for path in sorted(folder.glob("*/*.log")))
-
-
-@pytest.mark.slow
-def test_a_run_outlives_its_etcd_and_a_deletion_does_not_wait_for_it(scene: PlatformScene) -> None:
-    cluster = scene.cluster
-    scene.job("x", iterations=5000, hybrid={"lifeCycle": "Keep"}, storage={"snapshotEvery": 50})
-    scene.wait_iteration("x", 3)
-    with without_etcd(cluster):
-        scene.wait("x", "it says so", lambda: scene.condition("x", "Degraded")[1] == Reason.STORE_UNREACHABLE, 60)
-        assert scene.stays(lambda: scene.status("x")["attempt"] == 1, 60)
-    before = scene.inspect("x")["iterations_committed"]
-    scene.wait("x", "it goes on", lambda: scene.inspect("x")["iterations_committed"] > before + 3, 120)
-    scene.wait("x", "healthy", lambda: scene.condition("x", "Degraded")[0] == "False", 60)
-    assert (scene.status("x")["attempt"], scene.status("x")["restarts"], scene.inspect("x")["resumes"]) == (1, 0, 0)
-    with without_etcd(cluster):
-        began = time.monotonic()
-        cluster.kubectl("delete", "rlj", "x", "-n", scene.home, "--timeout=150s")
-        print(f"deleted after {time.monotonic() - began:.0f} s without etcd")
-
-
-class without_etcd:  # noqa: N801  # reads as a word in `with`
-    """Within the block the platform's etcd has no member."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-
-    def __enter__(self) -> None:
-        self._scale(0)
-        self._cluster.kubectl("wait", "--for=delete", "pod/twinpod-etcd-0", "-n", SYSTEM, "--timeout=90s")
-
-    def __exit__(self, *_: object) -> None:
-        self._scale(1)
-        self._cluster.kubectl("rollout", "status", "statefulset/twinpod-etcd", "-n", SYSTEM, "--timeout=120s")
-
-    def _scale(self, replicas: int) -> None:
-        self._cluster.kubectl("scale", "statefulset/twinpod-etcd", f"--replicas={replicas}", "-n", SYSTEM)

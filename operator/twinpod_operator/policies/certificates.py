@@ -1,7 +1,7 @@
 """Which Secrets with certificates are due. Pure; who acts makes keys and signs.
 
 Two a job: the job's own authority with the certificate of its processes, and the client certificate for etcd, which
-the platform's authority signs. They are made before the pods that mount them, and made again at two thirds of their
+the platform's authority signs. They are made before the pods that mount them, and made again at half of their
 life, or when somebody edited or deleted them; the processes take new files up without a restart.
 """
 
