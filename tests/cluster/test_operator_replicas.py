@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,9 @@ from tests.cluster.operator_scene import USER, OperatorScene, opened
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 __all__ = ["control_plane"]
+
+
+STOPPED_S = 30.0
 
 
 @pytest.fixture
@@ -27,14 +31,15 @@ def home(control_plane: Cluster) -> Iterator[str]:
 
 def test_a_stopped_leader_writes_nothing_after_another_took_over(scene: OperatorScene, home: str) -> None:
     cluster = scene.cluster
-    first = scene.lead(TWINPOD_LEASE_S="8")
-    second = scene.start(TWINPOD_LEASE_S="8")
+    first = scene.lead()
+    second = scene.start()
     cluster.wait("the second waits", lambda: "leads; waiting" in second.text)
-    before = scene.holder()
+    before, began = scene.holder(), time.monotonic()
     first.signal(signal.SIGSTOP)
     scene.job("x", home)
     cluster.wait("the second leads", lambda: scene.holder() not in ("", before), timeout_s=30)
     cluster.wait("both pods", lambda: len(scene.pods(home)) == 2)
+    cluster.wait("it was stopped for 30 s", lambda: time.monotonic() - began > STOPPED_S, timeout_s=STOPPED_S)
     assert second.alive
     mark = cluster.audit_mark()
     first.signal(signal.SIGCONT)
