@@ -166,8 +166,7 @@ async def staged() -> AsyncIterator[Stage]:
 def _open(scene: OperatorScene) -> None:
     scene.open()
     homes = [home(number) for number in range(0, MANY_JOBS, IN_NAMESPACE)]
-    items = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in homes]
-    scene.cluster.apply({"apiVersion": "v1", "kind": "List", "items": items})
+    scene.cluster.apply(*({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in homes))
 
 
 def home(number: int) -> str:
