@@ -116,7 +116,7 @@ class Stage:
         await asyncio.to_thread(self.operator.stop)
         self.port = report.free_port()
         given = environment | {"TWINPOD_PORT": str(self.port)}
-        self.operator = await asyncio.to_thread(lambda: self.scene.lead(**given))
+        self.operator = await asyncio.to_thread(lambda: self.scene.lead(DEADLINE_S, **given))
 
     def cpu_s(self) -> float:
         """Processor seconds of the operator so far."""

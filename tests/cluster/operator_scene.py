@@ -123,10 +123,10 @@ class OperatorScene:
         self.replicas.append(replica)
         return replica
 
-    def lead(self, **environment: str) -> Replica:
+    def lead(self, within_s: float = 60.0, **environment: str) -> Replica:
         """Another replica, that leads and has seen the world on return."""
         replica = self.start(**environment)
-        self.cluster.wait("the operator leads", lambda: "seen:" in replica.text or not replica.alive)
+        self.cluster.wait("the operator leads", lambda: "seen:" in replica.text or not replica.alive, within_s)
         assert replica.alive, replica.text
         return replica
 

@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import cluster
 from tests.cluster.layout import ClusterFault
-from tests.cluster.platform import SYSTEM
+from tests.cluster.platform import SYSTEM, install, install_default, remove_etcd
 from tests.cluster.platform_scene import PlatformScene, platform, scene
 from tests.flow.survival_scene import Moment, Scene, until
 
@@ -54,6 +54,28 @@ def test_a_deletion_does_not_wait_for_etcd(scene: PlatformScene) -> None:
         print(f"deleted after {time.monotonic() - began:.0f} s without etcd")
 
 
+def test_three_members_of_etcd_outlive_each_of_them(scene: PlatformScene) -> None:
+    cluster = scene.cluster
+    install_default(cluster)
+    try:
+        scene.job("x", iterations=100_000, hybrid={"lifeCycle": "Keep"})
+        scene.wait_iteration("x", 3)
+        for member in range(3):
+            os.kill(etcd_process(member), signal.SIGKILL)
+            before = scene.iteration("x")
+            scene.wait("x", "it goes on", lambda before=before: scene.iteration("x") > before + 5, 60)
+            cluster.kubectl("rollout", "status", "statefulset/twinpod-etcd", "-n", SYSTEM, "--timeout=120s")
+        assert (scene.status("x")["attempt"], scene.status("x")["restarts"]) == (1, 0)
+        for name in ("twinpod-etcd-backup", "twinpod-etcd-defragment"):
+            cluster.kubectl("create", "job", f"--from=cronjob/{name}", f"{name}-now", "-n", SYSTEM)
+            cluster.kubectl("wait", "--for=condition=Complete", f"job/{name}-now", "-n", SYSTEM, "--timeout=90s")
+            cluster.kubectl("delete", "job", f"{name}-now", "-n", SYSTEM)
+        scene.delete("x")
+    finally:
+        remove_etcd(cluster)
+        install(cluster)
+
+
 def books_of(scene: PlatformScene, job: str, folder: Path) -> Scene:
     """The books of a job, where the StorageClass of this cluster has them."""
     claims = scene.cluster.get("persistentvolumeclaims", namespace=scene.home)["items"]
@@ -80,11 +102,11 @@ def freeze_etcd(books: Scene, moment: Moment) -> None:
     assert until(aim, 120.0, 0.002), f"the run is never in {moment}"
 
 
-def etcd_process() -> int:
+def etcd_process(member: int = 0) -> int:
     """Of the platform's etcd; this machine has others."""
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            ours = b"HOSTNAME=twinpod-etcd-0" in (entry / "environ").read_bytes().split(b"\0")
+            ours = f"HOSTNAME=twinpod-etcd-{member}".encode() in (entry / "environ").read_bytes().split(b"\0")
             if ours and (entry / "comm").read_text() == "etcd\n":
                 return int(entry.name)
     raise ClusterFault("the platform's etcd does not run")
