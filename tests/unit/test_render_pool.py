@@ -91,7 +91,7 @@ def test_the_one_container_is_the_inference_half_with_the_pool_s_engine(tmp_path
     ]
     job_file.write_text(config["data"]["job.json"], encoding="utf-8")
     pool_file.write_text(rendered(pool)["ConfigMap", "extra-rollout"]["data"]["pool.json"], encoding="utf-8")
-    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    variables = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
     assert variables["TWINPOD_POOL_FILE"] == "/etc/twinpod/pool/pool.json"
     moved = {**variables, "TWINPOD_JOB_FILE": str(job_file), "TWINPOD_POOL_FILE": str(pool_file)}
     environment = read_environment(moved)

@@ -28,6 +28,7 @@ _CODES: tuple[tuple[type[TwinpodError], grpc.StatusCode], ...] = (  # first matc
     (errors.Conflict, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.IntegrityError, grpc.StatusCode.DATA_LOSS),
     (errors.EngineFault, grpc.StatusCode.ABORTED),
+    (errors.InUse, grpc.StatusCode.ABORTED),
     (errors.EnvironmentFault, grpc.StatusCode.RESOURCE_EXHAUSTED),
 )
 _RETRY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
