@@ -87,6 +87,7 @@ class PodView:
     labels_wrong: tuple[tuple[str, str], ...] = ()  # labels that somebody edited, with the values to put back
     ends_group: bool = False  # marked as the end of its queue's pod group
     ended_at: float = 0.0  # newest end of a container, of a pod that has ended
+    failures: int = 0  # of a pool's pod: how many before it, one after the other, ended soon
 
     @property
     def deleting(self) -> bool:

@@ -62,6 +62,7 @@ def pod_view(raw: Manifest) -> PodView:
         published=(metadata.get("labels") or {}).get(names.LABEL_PUBLISHED) != "false",
         job_uid=labels.get(names.LABEL_JOB_UID, ""),
         ends_group=annotations.get(names.QUEUE_RETRIABLE) == "false",
+        failures=_number(annotations.get(names.ANNOTATION_FAILURES)),
         ended_at=_ended_at(metadata, conditions, last_end) if status.get("phase") in ("Succeeded", "Failed") else 0.0,
     )
 

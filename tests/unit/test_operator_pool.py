@@ -12,8 +12,9 @@ from twinpod.api.load import load_manifest
 from twinpod.api.meta import Metadata
 from twinpod.api.types import RLJob, RolloutPool, RolloutPoolSpec
 from twinpod.testing.fake_cluster import PLATFORM
-from twinpod_operator.nouns import Create, Delete, JobLink, Key, Observed, PodView
+from twinpod_operator.nouns import Action, Create, Delete, Fault, Finding, JobLink, Key, Observed, Plan, PodView
 from twinpod_operator.plan import plan
+from twinpod_operator.reading import pod_view
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "reverse-letters.yaml"
 NOW = 1_800_000_000.0
@@ -27,8 +28,7 @@ def pod(index: int, attempt: int = 0, phase: str = "Running", **more: Any) -> Po
     return PodView(name=name, uid=name, role="rollout", index=index, attempt=attempt, phase=phase, **given)
 
 
-def moves(replicas: int, *pods: PodView, link: JobLink = LINK) -> tuple[list[str], list[str], str]:
-    """Names created, names deleted, reason of Ready."""
+def planned(replicas: int, *pods: PodView, link: JobLink = LINK) -> Plan:
     pool = RolloutPool(
         api_version="twinpod.dev/v1alpha1",
         kind="RolloutPool",
@@ -37,7 +37,16 @@ def moves(replicas: int, *pods: PodView, link: JobLink = LINK) -> tuple[list[str
     )
     key = Key(kind="RolloutPool", namespace="demo", name="p")
     seen = Observed(key=key, uid="pool", generation=1, raw={}, resource=pool, pods=pods, link=link)
-    made = plan(seen, PLATFORM, NOW)
+    return plan(seen, PLATFORM, NOW)
+
+
+def actions(replicas: int, *pods: PodView) -> tuple[Action, ...]:
+    return planned(replicas, *pods).actions
+
+
+def moves(replicas: int, *pods: PodView, link: JobLink = LINK) -> tuple[list[str], list[str], str]:
+    """Names created, names deleted, reason of Ready."""
+    made = planned(replicas, *pods, link=link)
     assert made.status is not None
     (ready,) = [item["reason"] for item in made.status["conditions"] if item["type"] == "Ready"]
     created = [action.manifest["metadata"]["name"] for action in made.actions if isinstance(action, Create)]
@@ -61,6 +70,39 @@ def moves(replicas: int, *pods: PodView, link: JobLink = LINK) -> tuple[list[str
 )
 def test_pods_of_a_pool(replicas: int, pods: tuple[PodView, ...], created: list[str], deleted: list[str]) -> None:
     assert moves(replicas, *pods)[:2] == (created, deleted)
+
+
+def failed(failures: int, **more: Any) -> PodView:
+    """The newest pod of index 0, with so many failures before it."""
+    why = (Finding(reason="ContainerCrashed", message="container inference: exit 1: no room"),)
+    given = {"ended_at": NOW - 500, "created": NOW - 520, "reasons": why} | more
+    return pod(0, 7, phase="Failed", failures=failures, **given)
+
+
+@pytest.mark.parametrize(
+    ("newest", "created", "reason"),
+    [
+        pytest.param(failed(2), ["p-rollout-0-a8"], "ContainerCrashed", id="the third of three restarts"),
+        pytest.param(failed(3), [], "RestartBudgetSpent", id="a fourth there is not"),
+        pytest.param(failed(9, created=NOW - 5000), ["p-rollout-0-a8"], "ContainerCrashed", id="this one had lasted"),
+        pytest.param(failed(3, fault=Fault.QUEUE), ["p-rollout-0-a8"], "ContainerCrashed", id="a queue took it back"),
+        pytest.param(failed(3, delete_by=NOW - 60), ["p-rollout-0-a8"], "Scaling", id="somebody deleted it"),
+    ],
+)
+def test_a_pod_that_ends_soon_again_and_again_is_given_up(newest: PodView, created: list[str], reason: str) -> None:
+    assert moves(1, newest)[::2] == (created, reason)
+
+
+def test_scaling_away_and_back_begins_anew() -> None:
+    assert moves(0, failed(3))[:2] == ([], ["p-rollout-0-a7"])
+    assert moves(1)[0] == ["p-rollout-0-a0"]
+
+
+def test_a_new_pod_knows_how_many_before_it_ended_soon() -> None:
+    (created,) = [action for action in actions(1, failed(1)) if isinstance(action, Create)]
+    assert created.manifest["metadata"]["annotations"][names.ANNOTATION_FAILURES] == "2"
+    metadata = created.manifest["metadata"] | {"uid": "u"}
+    assert pod_view(created.manifest | {"metadata": metadata}).failures == 2
 
 
 @pytest.mark.parametrize(

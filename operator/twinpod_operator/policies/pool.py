@@ -3,7 +3,9 @@
 `spec.replicas` belongs to whoever scales; it is read and never written. Indices from 0 are wanted; the highest leave
 first, by a plain deletion: the half drains at SIGTERM and gives back what it has generated. A pod that ended is
 replaced under the next name of its index after a pause that grows; it is deleted once its replacement exists, so its
-number is never forgotten. An index is taken again only when nothing of it may live any more.
+number is never forgotten. When more than the job's `maxRestarts` ended soon, one after the other, the index is given
+up: the last of them stays to be looked at, and scaling it away and back begins anew. An index is taken again only when
+nothing of it may live any more.
 No pods without a running job: one that does not exist yet, is suspended, being deleted or over, has an empty pool.
 """
 
@@ -14,7 +16,7 @@ from dataclasses import replace
 from twinpod.api import names
 from twinpod.api.names import Reason
 from twinpod.api.types import RLJob, RolloutPool
-from twinpod_operator.nouns import Action, Create, Delete, Finding, JobLink, Observed, Plan, PodView
+from twinpod_operator.nouns import Action, Create, Delete, Fault, Finding, JobLink, Observed, Plan, PodView
 from twinpod_operator.policies.attempts import OVERDUE_S, may_live
 from twinpod_operator.policies.children import plan_children, relabel, unpublish
 from twinpod_operator.render_containers import Platform
@@ -40,13 +42,14 @@ def plan_pool(observed: Observed, pool: RolloutPool, platform: Platform, now: fl
     actions += relabel(observed)
     actions += _leaving(observed.pods, wanted, link)
     actions += unpublish(observed.pods, now)
+    given_up = [] if job is None else _given_up(observed.pods, wanted, job)
     made, wake = ([], None) if job is None else _arriving(observed, pool, job, link, platform, wanted, now)
     numbers = {pod.index: 0 for pod in observed.pods}
     for pod in observed.pods:
         numbers[pod.index] = max(numbers[pod.index], pod.attempt)
     status = pool_status(
         observed,
-        waits=waits,
+        waits=waits or next(iter(given_up), None),
         wanted=wanted,
         attempts=sum(numbers.values()),
         weight_version=link.weight_version if any(pod.ready for pod in observed.pods) else 0,
@@ -87,6 +90,7 @@ def _arriving(
 ) -> tuple[list[Action], float | None]:
     """Pods to create, and when the next one may be."""
     attempts: dict[int, int] = {}
+    failures: dict[int, int] = {}
     wake: list[float] = []
     for index in range(wanted):
         own = [pod for pod in observed.pods if pod.index == index]
@@ -95,24 +99,54 @@ def _arriving(
             wake += [max(0.5, pod.delete_by + OVERDUE_S + 1.0 - now) for pod in alive if pod.deleting]
             continue
         last = max(own, key=lambda pod: pod.attempt, default=None)
-        pause = _pause_s(last, now)
-        if pause > 0:
+        if last is None:
+            attempts[index] = 0
+        elif _spent(last, job):
+            continue
+        elif (pause := _pause_s(last, now)) > 0:
             wake.append(pause)
         else:
-            attempts[index] = last.attempt + 1 if last is not None else 0
+            attempts[index], failures[index] = last.attempt + 1, _failures(last)
     if not attempts:
         return [], min(wake, default=None)
     manifests = render_pool(pool, job, platform=platform, job_uid=link.uid, pool_uid=observed.uid, attempts=attempts)
-    created: list[Action] = [
-        Create(manifest=manifest)
-        for manifest in manifests
-        if manifest["kind"] == "Pod" and int(manifest["metadata"]["labels"][names.LABEL_INDEX]) in attempts
-    ]
+    created: list[Action] = []
+    for manifest in manifests:
+        metadata = manifest["metadata"]
+        if manifest["kind"] == "Pod" and (index := int(metadata["labels"][names.LABEL_INDEX])) in attempts:
+            if failures.get(index):
+                metadata["annotations"][names.ANNOTATION_FAILURES] = str(failures[index])
+            created.append(Create(manifest=manifest))
     return created, min(wake, default=None)
 
 
-def _pause_s(last: PodView | None, now: float) -> float:
-    """Seconds until an index may be taken again; only a pod that ended soon makes one wait."""
-    if last is None or not last.ended or last.ended_at - last.created > LASTED_S:
+def _given_up(pods: tuple[PodView, ...], wanted: int, job: RLJob) -> list[Finding]:
+    """Indices that are not taken again, and why."""
+    found = []
+    for index in range(wanted):
+        last = max((pod for pod in pods if pod.index == index), key=lambda pod: pod.attempt, default=None)
+        if last is not None and _spent(last, job):
+            why = last.reasons[0].message if last.reasons else "it ended"
+            times = _failures(last)
+            message = f"pod {last.name}: {why}; {times} in a row ended soon; scale it away and back to try again"
+            found.append(Finding(reason=Reason.BUDGET_SPENT.value, message=message))
+    return found
+
+
+def _spent(last: PodView, job: RLJob) -> bool:
+    return last.ended and not last.deleting and _failures(last) > job.spec.failure_policy.max_restarts
+
+
+def _failures(last: PodView) -> int:
+    """How many pods of an index ended soon, one after the other, up to this one. A queue's preemption is no failure."""
+    if last.fault is Fault.QUEUE:
+        return last.failures
+    soon = last.ended and last.ended_at - last.created <= LASTED_S
+    return last.failures + 1 if soon else 0
+
+
+def _pause_s(last: PodView, now: float) -> float:
+    """Seconds until an index may be taken again; only pods that ended soon make one wait."""
+    if not (failures := _failures(last)):
         return 0.0
-    return last.ended_at + min(MOST_BACKOFF_S, BACKOFF_S * 2.0 ** min(last.attempt, 20)) - now
+    return last.ended_at + min(MOST_BACKOFF_S, BACKOFF_S * 2.0 ** min(failures - 1, 20)) - now

@@ -43,6 +43,7 @@ QUEUE_FINALIZER = "kueue.x-k8s.io/managed"  # on pods of a group until they are 
 
 # Annotations
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
+ANNOTATION_FAILURES = f"{GROUP}/failures"  # on a pool's pod: how many before it, one after the other, ended soon
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ANNOTATION_KARPENTER = "karpenter.sh/do-not-disrupt"
 ANNOTATION_REVISION = f"{GROUP}/revision"  # digest of what we applied; of a Secret's data for certificates
