@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.cluster.playing import bind, crash, leave, node, opened_queue, pod_na
 
 from twinpod.api import names
 from twinpod.api.names import Reason
+from twinpod_operator.reading import unix
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 __all__ = ["control_plane", "scene"]
@@ -188,11 +190,11 @@ def test_a_pool_waits_for_its_job_is_scaled_and_is_never_resized_by_the_operator
     assert len(pod_names(scene, home)) == 2, "the job's pods stay"
 
 
-def test_pods_of_a_pool_are_put_back_and_what_fails_at_once_is_tried_less_and_less_often(
+def test_pods_of_a_pool_are_put_back_and_what_fails_at_once_is_tried_later_and_not_for_ever(
     scene: OperatorScene, leading: None, home: str
 ) -> None:
     cluster = scene.cluster
-    scene.job("x", home)
+    scene.job("x", home, failurePolicy={"maxRestarts": 1})
     pool(scene, home, replicas=2)
 
     def helpers() -> list[str]:
@@ -209,10 +211,17 @@ def test_pods_of_a_pool_are_put_back_and_what_fails_at_once_is_tried_less_and_le
         return pod["metadata"]["labels"].get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER
 
     cluster.wait("its labels are back", labelled)
-    mark = cluster.audit_mark()
     turn_away(scene, home, "helpers-rollout-0-a0")
-    assert scene.quiet(2)
-    made_now = [one.name for one in cluster.audit(mark) if one.user == USER and one.verb == "create"]
-    assert not [name for name in made_now if name.startswith("helpers-rollout-0-")], "it waits first"
-    cluster.wait("then there is another", lambda: "helpers-rollout-0-a1" in pod_names(scene, home), timeout_s=20)
+    ended = time.time()
+    cluster.wait("there is another", lambda: "helpers-rollout-0-a1" in pod_names(scene, home), timeout_s=20)
+    made = cluster.get("pod", "helpers-rollout-0-a1", namespace=home)["metadata"]["creationTimestamp"]
+    assert unix(made) - ended >= 3, "it waits five seconds first; the stamp has whole ones"
     cluster.wait("the failed one is removed", lambda: "helpers-rollout-0-a0" not in pod_names(scene, home))
+    turn_away(scene, home, "helpers-rollout-0-a1")
+    cluster.wait("it is given up", lambda: ready(scene, home)[1] == Reason.BUDGET_SPENT)
+    assert "helpers-rollout-0-a1: " in ready(scene, home)[2]
+    assert scene.quiet(4)
+    cluster.kubectl("scale", "rolloutpool/helpers", "-n", home, "--replicas=0")
+    cluster.wait("none", lambda: not helpers())
+    cluster.kubectl("scale", "rolloutpool/helpers", "-n", home, "--replicas=2")
+    cluster.wait("it begins anew", lambda: "helpers-rollout-0-a0" in helpers())
