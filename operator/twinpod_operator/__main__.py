@@ -28,6 +28,7 @@ from twinpod_operator.login import Login, find_login
 from twinpod_operator.settings import Settings, from_environment
 
 log = logging.getLogger("twinpod_operator")
+ORDERLY_S = 5.0  # for a lost leader to end
 
 
 class _Open:
@@ -93,12 +94,20 @@ class Operator:
         done, _ = await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
         if renewing in done:
             self._fence.close()
+            asyncio.get_running_loop().call_later(ORDERLY_S, _abandon)
             renewing.result()
         renewing.cancel()
         working.result()
 
     def _is_ready(self) -> None:
         self._ready = True
+
+
+def _abandon() -> None:
+    """Connections that broke while this process was stopped may take half a minute to close."""
+    log.error("the lease is lost, and what was begun does not end in order within %.0f s: left as it is", ORDERLY_S)
+    logging.shutdown()
+    os._exit(1)
 
 
 def _innermost(group: BaseException) -> BaseException:
