@@ -273,7 +273,7 @@ def _looked_at(port: int) -> int:
 
 async def many(scale: float, say: Say) -> list[Measure]:
     """5,000 resources with 20,000 pods at rest: processor time of one resync, most memory."""
-    jobs, pools, every = max(10, round(MANY_JOBS * scale)), max(2, round(MANY_POOLS * scale)), 240
+    jobs, pools, every = max(10, round(MANY_JOBS * scale)), max(2, round(MANY_POOLS * scale)), 120
     async with staged() as stage:
         first = [job(number) for number in range(jobs)]
         second = [pool(number) for number in range(pools)]

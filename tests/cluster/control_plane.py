@@ -122,7 +122,7 @@ def api_server(layout: Layout) -> Program:
         space=_space(layout),
         level=0,
         stop_s=10.0,
-        environment={"GOGC": "400", "GOMEMLIMIT": "4GiB"},  # memory is cheaper here than processors, up to there
+        environment={"GOGC": "400", "GOMEMLIMIT": "8GiB"},  # memory is cheaper here than processors, up to there
     )
 
 

@@ -210,5 +210,5 @@ def scene(control_plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def scrape(port: int) -> str:
     """The metrics of a replica."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         return str(answer.read().decode())
