@@ -137,7 +137,9 @@ class Cluster:
     def audit(self, since: int = 0) -> Iterator[Request]:
         """Every request answered after the mark, but reads of Kubernetes' own parts and leases of nodes."""
         with open(self.layout.audit_log, "rb") as file:
-            file.seek(since)
+            if since:
+                file.seek(since - 1)
+                file.readline()  # the mark may have been set in the middle of a line
             for line in file:
                 if not line.endswith(b"\n"):
                     return
