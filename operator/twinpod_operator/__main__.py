@@ -104,7 +104,7 @@ class Operator:
 
 
 def _abandon() -> None:
-    """Connections that broke while this process was stopped may take half a minute to close."""
+    """Seen in some of the processes that had been stopped for half a minute; what holds them is not known."""
     log.error("the lease is lost, and what was begun does not end in order within %.0f s: left as it is", ORDERLY_S)
     logging.shutdown()
     os._exit(1)

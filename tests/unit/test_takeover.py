@@ -9,7 +9,8 @@ import pytest
 
 from twinpod.coordination.keys import Keys
 from twinpod.coordination.memory import MemoryStore
-from twinpod.errors import InUse, StaleEpoch
+from twinpod.coordination.store import Entry
+from twinpod.errors import EnvironmentFault, InUse, StaleEpoch
 from twinpod.master import takeover
 from twinpod.master.board import Board
 from twinpod.master.books import Books, Identity
@@ -68,6 +69,16 @@ async def test_a_master_that_does_not_let_go_is_told_of(tmp_path: Path, board: B
     with pytest.raises(InUse, match="works in this folder"):
         await take_books(tmp_path, IDENTITY, board, turn)
     held.close()
+
+
+async def test_an_etcd_that_refuses_supersedes_nobody() -> None:
+    """It has lost its users, or the job is being deleted: a look alone ends no run."""
+
+    class Refusing(MemoryStore):
+        async def get(self, key: str) -> Entry | None:
+            raise EnvironmentFault("etcd refused: no such user", where=key)
+
+    await Board(Refusing(), Keys(namespace="n", job_uid="u"), turn).check_epoch(1)
 
 
 async def test_etcd_away_supersedes_nobody(tmp_path: Path, store: MemoryStore, board: Board) -> None:

@@ -98,7 +98,7 @@ def _arriving(
         if alive:
             wake += [max(0.5, pod.delete_by + OVERDUE_S + 1.0 - now) for pod in alive if pod.deleting]
             continue
-        last = max(own, key=lambda pod: pod.attempt, default=None)
+        last = _newest(own)
         if last is None:
             attempts[index] = 0
         elif _spent(last, job):
@@ -124,13 +124,17 @@ def _given_up(pods: tuple[PodView, ...], wanted: int, job: RLJob) -> list[Findin
     """Indices that are not taken again, and why."""
     found = []
     for index in range(wanted):
-        last = max((pod for pod in pods if pod.index == index), key=lambda pod: pod.attempt, default=None)
+        last = _newest([pod for pod in pods if pod.index == index])
         if last is not None and _spent(last, job):
             why = last.reasons[0].message if last.reasons else "it ended"
             times = _failures(last)
             message = f"pod {last.name}: {why}; {times} in a row ended soon; scale it away and back to try again"
             found.append(Finding(reason=Reason.BUDGET_SPENT.value, message=message))
     return found
+
+
+def _newest(pods: list[PodView]) -> PodView | None:
+    return max(pods, key=lambda pod: pod.attempt, default=None)
 
 
 def _spent(last: PodView, job: RLJob) -> bool:

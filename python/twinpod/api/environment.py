@@ -19,7 +19,7 @@ class Environment:
     namespace: str
     job_uid: str
     pod: str  # stable name, without the attempt: J-hybrid-0
-    attempt: int  # which of the pods of that name this is; the first is 1
+    attempt: int  # which of the pods of that name this is; each replacement has a higher one
     address: str  # host by which other pods reach this one, without a port
     master: str  # host:port of the master's gRPC service
     etcd: tuple[str, ...]  # host:port of each member

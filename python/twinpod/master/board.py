@@ -13,7 +13,7 @@ from typing import TypeVar
 from twinpod.coordination.epochs import check_epoch, commit_version, take_epoch
 from twinpod.coordination.keys import Keys, Operation, VersionNote
 from twinpod.coordination.store import Store
-from twinpod.errors import Conflict, ProtocolError, Unreachable
+from twinpod.errors import Conflict, EnvironmentFault, ProtocolError, Unreachable
 from twinpod.records import codec
 from twinpod.records.life import HalfStatus
 from twinpod.records.run import Progress
@@ -47,10 +47,10 @@ class Board:
         return await self._insist(above, tries)
 
     async def check_epoch(self, epoch: int) -> None:
-        """StaleEpoch when a newer master has begun; nothing is known while etcd is away."""
+        """StaleEpoch when a newer master has begun; nothing is known while etcd is away or refuses us."""
         try:
             await check_epoch(self._store, self._keys, epoch)
-        except Unreachable as error:
+        except EnvironmentFault as error:
             log.debug("epoch not checked: %s", error)
 
     async def publish_version(self, note: VersionNote) -> None:

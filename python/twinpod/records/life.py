@@ -85,6 +85,6 @@ class HalfStatus:
     state: str  # EngineState value, or the trainer's phase
     version: int  # observed weight version; 0 when none
     epoch: int
-    pod_attempt: int  # of pods of one name, the one with the highest is meant; 1 is the first
+    pod_attempt: int  # of pods of one name, the one with the highest is meant
     attempt: int  # restarts of the engine or of the ranks
     message: str
