@@ -22,7 +22,7 @@ from twinpod.local.control import scale
 SCENE = Path(__file__).with_name("local_scene.py")
 IDLE = "trap 'exit 0' TERM; sleep 1000 & wait"
 STATE = "/var/lib/twinpod/state"
-HOLD = f"exec 3>{STATE}/alive; echo begun >&3; trap 'exit 0' TERM; sleep 1000 & wait"
+HOLD = f"trap 'exit 0' TERM; exec 3>{STATE}/alive; echo begun >&3; sleep 1000 & wait"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="local mode needs root")
 
@@ -188,7 +188,7 @@ def processes_naming(text: str) -> list[int]:
 
 def test_a_pool_is_scaled_while_the_job_runs_and_its_pods_may_say_farewell(folder: Path) -> None:
     os.mkfifo(folder / "state/end")
-    helper = f"echo begun > {STATE}/alive; trap 'echo $HOSTNAME drained >> {STATE}/log; exit 0' TERM; sleep 1000 & wait"
+    helper = f"trap 'echo $HOSTNAME drained >> {STATE}/log; exit 0' TERM; echo begun > {STATE}/alive; sleep 1000 & wait"
     job = f"read word < {STATE}/end"
     line = [*command(folder, job), helper]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as scene:
