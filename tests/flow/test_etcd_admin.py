@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -151,3 +152,20 @@ async def test_a_job_s_user_has_the_job_s_keys_and_nothing_else(
     assert await store.keys("/twinpod/") == ()
     for one in (mine, stranger):
         await one.close()
+
+
+async def test_jobs_that_come_disturb_no_job_that_is_there(
+    server: EtcdServer, store: EtcdStore, authority: Authority
+) -> None:
+    admin = EtcdAdmin(store, access=True)
+    await admin.admit("n", "u0")
+    mine = connect(server, authority, names.etcd_user("u0"))
+    coming = asyncio.gather(*(admin.admit("n", f"u{number}") for number in range(1, 100)))
+    revision = written = 0
+    while not coming.done():
+        revision = await mine.put(keys("u0").epoch, str(written), expect=revision)
+        await mine.put(keys("u0").progress, str(written))
+        written += 1
+    await coming
+    assert written, "nothing was tried"
+    await mine.close()

@@ -43,6 +43,8 @@ _AWAY = {
     grpc.StatusCode.UNKNOWN,
 }
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0)
+_OLD_USERS = "revision of auth store is old"
+_SENT_AGAIN_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 _MOST_OPERATIONS = 100  # of one transaction; etcd's default limit is 128
 
 
@@ -73,14 +75,29 @@ def _told_to_stop() -> bool:
     return task is None or task.cancelling() > 0
 
 
-async def _kept(call: Awaitable[R]) -> R:
-    """The call's answer; `_Closed` when its channel was closed, which must not end the task that waits for it."""
-    try:
-        return await call
-    except asyncio.CancelledError as error:
-        if _told_to_stop():
-            raise
-        raise _Closed("the connection was closed") from error
+async def _kept(call: Callable[[], Awaitable[R]]) -> R:
+    """The call's answer; `_Closed` when its channel was closed, which must not end the task that waits for it.
+
+    What arrived before some user was changed and would be done after it is refused by etcd, undone: it is sent again.
+    """
+    pauses = iter(_SENT_AGAIN_S)
+    while True:
+        try:
+            return await call()
+        except asyncio.CancelledError as error:
+            if _told_to_stop():
+                raise
+            raise _Closed("the connection was closed") from error
+        except (grpc.RpcError, aetcd.exceptions.ClientError) as error:
+            pause = next(pauses, None)
+            if pause is None or _OLD_USERS not in _details(error):
+                raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+
+
+def _details(error: BaseException) -> str:
+    cause = error if isinstance(error, grpc.RpcError) else error.__cause__
+    return (cause.details() or "") if isinstance(cause, grpc.RpcError) else ""
 
 
 class EtcdStore:
@@ -165,7 +182,7 @@ class EtcdStore:
         last: Exception | None = None
         for _ in self.endpoints:
             try:
-                return await _kept(act(self._client(self.endpoints[self._current])))
+                return await _kept(lambda: act(self._client(self.endpoints[self._current])))
             except _Closed as error:
                 last = error
             except grpc.RpcError as error:
@@ -213,8 +230,8 @@ class EtcdStore:
             failure=client._ops_to_requests([client.transactions.get(key.encode())]),
         )
         try:
-            answer = await client.kvstub.Txn(request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
+            answer = await _kept(lambda: client.kvstub.Txn(request, timeout=self._timeout_s))
+        except (_Closed, grpc.RpcError) as error:
             self._current = (self._current + 1) % len(self.endpoints)
             raise self._unreachable(error) from error
         if not answer.succeeded:
@@ -252,7 +269,7 @@ class EtcdStore:
         last: Exception | None = None
         for _ in self.endpoints:
             try:
-                return await _kept(act(self._client(self.endpoints[self._current])))
+                return await _kept(lambda: act(self._client(self.endpoints[self._current])))
             except _Closed as error:
                 last = error
             except aetcd.exceptions.ClientError as error:
