@@ -31,7 +31,7 @@ from twinpod_operator.policies.memory import Memory, next_attempt, recall
 from twinpod_operator.policies.pool import plan_pool
 from twinpod_operator.policies.run import plan_run, plan_stop
 from twinpod_operator.render_containers import Platform
-from twinpod_operator.status import PROGRESS_S, invalid_status, job_status
+from twinpod_operator.status import copy_wake, invalid_status, job_status
 
 __all__ = ["plan"]
 
@@ -83,7 +83,7 @@ def _go_on(observed: Observed, memory: Memory, job: RLJob, platform: Platform, n
     run = plan_run(observed, replace(memory, start=memory.start or now), job, platform, now)
     if run.ended is not None:
         return _conclude(observed, memory, job, run.ended, now)
-    wake = _earliest(run.wake, _progress_wake(observed, memory), _renewal_wake(observed, now), _limit(memory, job, now))
+    wake = _earliest(run.wake, _renewal_wake(observed, now), _limit(memory, job, now))
     return _told(observed, run.memory, job, now, actions=[*actions, *run.actions], wake=wake, notes=run.notes)
 
 
@@ -118,7 +118,8 @@ def _told(
 ) -> Plan:
     status = job_status(observed, memory, job, now, notes)
     said = events(observed.status, status)
-    return Plan(actions=(*(actions or ()), *said), status=status, wake_after_s=wake)
+    later = copy_wake(observed, memory, status, now)
+    return Plan(actions=(*(actions or ()), *said), status=status, wake_after_s=_earliest(wake, later))
 
 
 def _refused(observed: Observed, reason: Reason, message: str, now: float) -> Plan:
@@ -148,12 +149,6 @@ def _too_long(memory: Memory, job: RLJob, now: float) -> Ended | None:
 def _limit(memory: Memory, job: RLJob, now: float) -> float | None:
     limit = job.spec.active_deadline_seconds
     return None if limit is None else (memory.start or now) + limit - now
-
-
-def _progress_wake(observed: Observed, memory: Memory) -> float | None:
-    """The master's word is copied while a master runs."""
-    runs = any(pod.role == names.Role.MASTER and pod.phase == "Running" for pod in current(observed, memory))
-    return PROGRESS_S if runs else None
 
 
 def _renewal_wake(observed: Observed, now: float) -> float | None:

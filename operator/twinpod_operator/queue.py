@@ -80,6 +80,7 @@ class KeyQueue:
                 self._schedule.done(key, time.monotonic(), wake)
                 self._measure(time.monotonic() - began, "ok")
             self._changed.set()
+            await asyncio.sleep(0)  # thousands of keys with nothing to do must not hold up the renewal of the lease
 
     async def _take(self) -> Key:
         while True:

@@ -20,7 +20,7 @@ from twinpod_operator.policies.attempts import current, sidecar_restarts, wanted
 from twinpod_operator.policies.memory import Memory, stamp
 from twinpod_operator.reading import unix
 
-__all__ = ["PROGRESS_S", "invalid_status", "job_status", "patch"]
+__all__ = ["copy_wake", "invalid_status", "job_status", "patch"]
 
 PROGRESS_S = 5.0  # least seconds between two copies of what the master tells
 _COPIED = ("iteration", "reward", "phase", "weightVersion")
@@ -53,6 +53,14 @@ def job_status(observed: Observed, memory: Memory, job: RLJob, now: float, notes
     }
     status = {key: value for key, value in status.items() if value is not None}
     return {**status, **_copied(observed, memory, status, before, now)}
+
+
+def copy_wake(observed: Observed, memory: Memory, status: Manifest, now: float) -> float | None:
+    """Seconds until what was held back from `status` is to be copied; None when it says all that the master tells."""
+    fresh = _told_by_master(observed, memory, status)
+    if all(status.get(key) == value for key, value in fresh.items()):
+        return None
+    return max(0.0, unix(status.get("progressTime")) + PROGRESS_S - now)
 
 
 def invalid_status(observed: Observed, reason: str, message: str, now: float) -> Manifest:

@@ -15,6 +15,7 @@ from twinpod.api.types import FailurePolicy, RLJob
 from twinpod.api.yaml_text import read_document, write_document
 from twinpod.testing.fake_cluster import FakeCluster
 from twinpod_operator.nouns import Finding, Key
+from twinpod_operator.settings import DAY_S
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "reverse-letters.yaml"
 POLICY = {"maxRestarts": 2, "backoffSeconds": 10, "maxBackoffSeconds": 40, "schedulingDeadlineSeconds": 60}
@@ -395,14 +396,15 @@ def test_progress_is_copied_at_most_every_five_seconds_and_unknown_with_etcd_dow
     assert (status["iteration"], status["weightVersion"], status["phase"]) == (0, 1, "generate")
     assert condition(cluster, key, "Ready")[:2] == ("True", "RollingOut")
     writes = cluster.writes
-    for _ in range(4):
+    for left in (4, 3, 2, 1):
         cluster.now += 1
         cluster.tell(key, iteration=2, version=2, reward=0.75)
-        cluster.reconcile(key)
+        assert cluster.reconcile(key).wake_after_s == left
     assert cluster.writes == writes
     cluster.now += 2
     cluster.reconcile(key)
     assert cluster.resources[key].status["reward"] == "0.7500"
+    assert (cluster.reconcile(key).wake_after_s or DAY_S) > 60, "a job that says nothing new is not looked at"
     cluster.etcd_down = True
     cluster.reconcile(key)
     assert cluster.resources[key].status["phase"] == "Unknown"
