@@ -51,6 +51,7 @@ AT_ONCE = 32  # requests of whoever applies
 DEADLINE_S = 1_800.0
 QUIET_S = 8.0
 STILL_S = 0.7
+LOOK_S = 0.5
 SECONDS = {"single": 120.0, "burst": 400.0, "many": 900.0}
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -105,6 +106,15 @@ class Stage:
                 await asyncio.wait_for(self.came.wait(), 1.0)
             except TimeoutError:
                 continue
+
+    async def looked(self, count: int) -> None:
+        """Until the operator has looked that often at one resource or another."""
+        deadline = time.monotonic() + DEADLINE_S
+        while self.operator.alive and time.monotonic() < deadline:
+            if _looked_at(self.port) >= count:
+                return
+            await asyncio.sleep(LOOK_S)
+        raise RuntimeError(f"{count} looks: not reached; {self.operator.text[-2000:]}")
 
     async def quiet(self) -> None:
         """Until the operator's account has written nothing for a while."""
@@ -257,8 +267,7 @@ async def _rest_and_restart(stage: Stage, count: int) -> list[Measure]:
     idle = len(stage.scene.writes(mark))
     began, mark = time.monotonic(), stage.cluster.audit_mark()
     await stage.restart()
-    while _looked_at(stage.port) < count:
-        await asyncio.sleep(0.2)
+    await stage.looked(count)
     restart, writes = time.monotonic() - began, len(stage.scene.writes(mark))
     return [
         Measure(key="idle_writes_per_minute", value=idle, unit="writes", at_most=0.0, note=f"{count} jobs"),
@@ -285,14 +294,11 @@ async def many(scale: float, say: Say) -> list[Measure]:
         say("waiting for rest", 0.7)
         await stage.quiet()
         await stage.restart(TWINPOD_RESYNC_S=f"{every}s")
-        while _looked_at(stage.port) < jobs + pools:
-            await asyncio.sleep(1.0)
-        await asyncio.sleep(5.0)
+        await stage.looked(jobs + pools)
+        await _idle(stage)
         say("waiting for one resync", 0.8)
         before, spent = _looked_at(stage.port), stage.cpu_s()
-        deadline = time.monotonic() + 2 * every
-        while _looked_at(stage.port) < before + jobs + pools and time.monotonic() < deadline:
-            await asyncio.sleep(1.0)
+        await stage.looked(before + jobs + pools)
         spent = stage.cpu_s() - spent
         looked, memory = _looked_at(stage.port) - before, stage.memory_mib()
     note = f"{jobs} jobs, {pools} pools, {(jobs + pools) * PODS} pods; {looked} looks"
