@@ -95,6 +95,8 @@ class Operator:
         if renewing in done:
             self._fence.close()
             asyncio.get_running_loop().call_later(ORDERLY_S, _abandon)
+            working.cancel()  # ours, from the top: Kopf waits for ever when all its tasks are cancelled at once
+            await asyncio.wait({working})
             renewing.result()
         renewing.cancel()
         working.result()
@@ -104,7 +106,7 @@ class Operator:
 
 
 def _abandon() -> None:
-    """Seen in some of the processes that had been stopped for half a minute; what holds them is not known."""
+    """The last resort: the process must not live on beside another leader, whatever holds it."""
     log.error("the lease is lost, and what was begun does not end in order within %.0f s: left as it is", ORDERLY_S)
     logging.shutdown()
     os._exit(1)
