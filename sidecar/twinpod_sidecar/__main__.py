@@ -28,10 +28,11 @@ from twinpod.errors import TwinpodError
 from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine, server_args
 from twinpod.records.life import HalfKind
 from twinpod.rpc.channel import listening_host, serve
+from twinpod.rpc.ports import free_port
 from twinpod_sidecar.children import Children
 from twinpod_sidecar.engine_port import Engine
 from twinpod_sidecar.health import Health
-from twinpod_sidecar.inference import InferenceHalf, free_port
+from twinpod_sidecar.inference import InferenceHalf
 from twinpod_sidecar.members import Member
 from twinpod_sidecar.service import HalfService
 from twinpod_sidecar.settings import HalfSettings, check_shared_memory, inference_settings, training_settings

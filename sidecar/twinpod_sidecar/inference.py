@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +27,7 @@ from twinpod.records import codec
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
 from twinpod.records.weights import Serving, WeightVersion
 from twinpod.rpc.errors import reply_error
+from twinpod.rpc.ports import free_port
 from twinpod_sidecar import machine, nouns
 from twinpod_sidecar.children import Child, Children, exit_reason, last_line, oom_kills
 from twinpod_sidecar.engine_port import Engine, EngineKind
@@ -388,10 +388,3 @@ class InferenceHalf:
 async def _release(engine: Engine) -> None:
     await engine.abort_all()
     await engine.release()
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

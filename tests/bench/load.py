@@ -31,12 +31,13 @@ import httpx
 import torch
 from safetensors.torch import save_file
 from tests.bench.publish import SHAPE, hf_config
-from tests.bench.report import Say, free_port
+from tests.bench.report import Say
 
 from twinpod.checkpoint.verify import verify_version
 from twinpod.errors import IntegrityError
 from twinpod.inference.rehearsal import Published, StandbyDriver, publish
 from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine, server_args
+from twinpod.rpc.ports import free_port
 from twinpod.trainer.convert.plan import full_tensors
 
 KEY = "bench"

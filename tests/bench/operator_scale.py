@@ -39,6 +39,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.operator_scene import USER, OperatorScene, Replica, scrape
 
 from twinpod.api import names
+from twinpod.rpc.ports import free_port
 
 CLUSTER = "bench-operator"
 IN_NAMESPACE = 50  # jobs; controllers of Kubernetes compare every pod with every budget of its namespace
@@ -124,7 +125,7 @@ class Stage:
     async def restart(self, **environment: str) -> None:
         """The operator ends, another one leads and has seen the world on return."""
         await asyncio.to_thread(self.operator.stop)
-        self.port = report.free_port()
+        self.port = free_port()
         given = environment | {"TWINPOD_PORT": str(self.port)}
         self.operator = await asyncio.to_thread(lambda: self.scene.lead(DEADLINE_S, **given))
 
@@ -154,7 +155,7 @@ async def staged() -> AsyncIterator[Stage]:
         await asyncio.to_thread(cluster.kill, "kube-scheduler")
         await asyncio.to_thread(_open, scene)
         nodes = subprocess.Popen([sys.executable, "-m", "tests.bench.fake_node", str(cluster.kubeconfig)], cwd=TOP)
-        port = report.free_port()
+        port = free_port()
         operator = await asyncio.to_thread(lambda: scene.lead(TWINPOD_PORT=str(port)))
         reach = reach_of(cluster.kubeconfig)
         async with reach.session() as session:

@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -60,13 +59,6 @@ class Measure:
 def end_in_order() -> None:
     """SIGTERM becomes the exception that Ctrl-C is, so that what a bench has started ends with it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on just now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def median(values: Sequence[float]) -> float:

@@ -27,10 +27,11 @@ import time
 from pathlib import Path
 
 from tests.bench import report
-from tests.bench.report import Measure, Progress, Say, free_port
+from tests.bench.report import Measure, Progress, Say
 
 from twinpod.inference.rehearsal import StandbyDriver
 from twinpod.inference.sglang_engine import EngineSpec, Generation, SGLangEngine, server_args
+from twinpod.rpc.ports import free_port
 
 BATCH, PROMPT, ANSWER, ROUNDS = 64, 5, 32, 5
 BAR = 20.0

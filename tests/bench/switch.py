@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from tests.bench.load import KEY
-from tests.bench.report import TOP, Say, free_port
+from tests.bench.report import TOP, Say
 
 from twinpod.api.environment import Environment
 from twinpod.api.load import load_manifest
@@ -42,6 +42,7 @@ from twinpod.inference.standby import make_payload
 from twinpod.records import codec
 from twinpod.records.life import Command, Reply, Verb
 from twinpod.records.weights import Serving, WeightVersion
+from twinpod.rpc.ports import free_port
 from twinpod_sidecar.__main__ import SGLang
 from twinpod_sidecar.children import Children, ChildSpec
 from twinpod_sidecar.inference import InferenceHalf

@@ -5,7 +5,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedConfig, Qwen
 from twinpod.errors import EngineFault, IntegrityError, ProtocolError, WrongVersion
 from twinpod.inference.rehearsal import StandbyDriver, publish
 from twinpod.inference.sglang_engine import EngineSpec, Generation, SGLangEngine, server_args
+from twinpod.rpc.ports import free_port
 
 CONFIG = Qwen2Config(
     vocab_size=70,
@@ -98,9 +98,7 @@ class Started:
     """An engine that the standby forked."""
 
     def __init__(self, standby: StandbyDriver, model: Path, log: Path, tensor_parallel: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         spec = EngineSpec(
             model_path=str(model),
             port=port,

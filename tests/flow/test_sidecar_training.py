@@ -18,8 +18,9 @@ from twinpod.records.weights import ShardRequest
 from twinpod.rpc.certificates import issue, make_authority
 from twinpod.rpc.channel import ask, client_channel, serve
 from twinpod.rpc.convert import command_to_pb, reply_from_pb
+from twinpod.rpc.ports import free_port
 from twinpod.rpc.v1 import half_pb2_grpc
-from twinpod.testing.halves import FAKE_RANKS, TrainingBench, free_port_for, kill_now, order, processes
+from twinpod.testing.halves import FAKE_RANKS, TrainingBench, kill_now, order, processes
 from twinpod.testing.weights import small_version
 from twinpod_sidecar.service import HalfService
 from twinpod_sidecar.training import TrainerLink
@@ -38,7 +39,7 @@ class Running:
 @asynccontextmanager
 async def running(folder: Path) -> AsyncIterator[Running]:
     issue(make_authority("job"), ["localhost"]).write(folder / "tls")
-    port = free_port_for("localhost")
+    port = free_port("localhost")
     bench = TrainingBench(folder, f"localhost:{port}")
     server = await serve([HalfService(bench.half), TrainerLink(bench.half, 1)], f"localhost:{port}", folder / "tls")
     task = asyncio.create_task(bench.half.run())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 import subprocess
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from twinpod.coordination.etcd import EtcdStore
 from twinpod.errors import EnvironmentFault, Unreachable
 from twinpod.rpc.certificates import Authority, issue, make_authority
+from twinpod.rpc.ports import free_ports
 
 
 class EtcdServer:
@@ -20,11 +20,7 @@ class EtcdServer:
     def __init__(self, folder: Path, authority: Authority | None = None) -> None:
         self.folder, self.tls = folder, folder / "tls"
         self._process: subprocess.Popen[bytes] | None = None
-        with ExitStack() as stack:
-            probes = [stack.enter_context(socket.socket()) for _ in range(2)]
-            for probe in probes:
-                probe.bind(("127.0.0.1", 0))
-            self.port, self._peer_port = (int(probe.getsockname()[1]) for probe in probes)
+        self.port, self._peer_port = free_ports(2)
         issue(authority or make_authority("etcd"), ["localhost"], ["127.0.0.1"]).write(self.tls)
 
     @property

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -164,13 +163,6 @@ class TrainingBench:
         self.settings = TrainingSettings(half=half_settings(folder), ranks=ranks)
         self.shelf = Shelf()
         self.half = TrainingHalf(self.settings, Children(), self.shelf, self.news.tell)
-
-
-def free_port_for(host: str) -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def processes(word: str) -> list[int]:
