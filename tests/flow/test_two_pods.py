@@ -94,7 +94,9 @@ def test_two_pods_train_as_one_and_a_pool_helps_while_it_is_there(
 
     assert scaled(folder, "helpers", "0").stdout == "helpers: 1 → 0 pods\n"
     left = segments(report, "helpers-rollout-0")
-    gone = report.iterations_committed + 2
+    helper = folder / "logs/helpers-rollout-0.inference.log"
+    assert until(lambda: "EngineGone" in helper.read_text(), STEP_S)
+    gone = inspect(folder).iterations_committed + 1  # it may have given something to the one under way
     report = seen(lambda one: one.iterations_committed >= gone + 2, STEP_S)
     assert all(one.pod != "helpers-rollout-0" for one in report.pods_by_iteration if one.iteration > gone)
     assert segments(report, "helpers-rollout-0") >= left
