@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tests.cluster.layout import ClusterFault, Layout, cache
+from tests.cluster.layout import TOP, ClusterFault, Layout, cache
 from tests.cluster.node import CNI_FOLDER
 from tests.cluster.steps import Steps
 
@@ -35,9 +35,7 @@ def prepare(steps: Steps) -> None:
         return
     if shutil.which("apt-get") is None:
         raise ClusterFault(f"needs {', '.join(missing)}, and this machine has no apt-get; install them by hand")
-    script = f"apt-get update -q || true; apt-get install -q -y --no-install-recommends {' '.join(missing)}"
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    steps.run(f"Debian packages ({', '.join(missing)})", ["sh", "-c", script], environment=environment)
+    steps.run(f"Debian packages ({', '.join(missing)})", [str(TOP / "tools/debian"), *missing])
 
 
 def check_space(layout: Layout) -> None:

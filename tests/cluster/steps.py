@@ -12,7 +12,7 @@ from typing import TextIO
 from tests.cluster.layout import ClusterFault
 
 TICK_S = 0.5
-LINE_EVERY_S = 60.0  # where no terminal can show a moving line
+LINE_EVERY_S = 20.0  # where no terminal can show a moving line
 LOG_LINES = 15
 
 
@@ -57,7 +57,7 @@ class Steps:
         self, name: str, done: Callable[[], bool], progress: Callable[[], str] = str, tick_s: float = TICK_S
     ) -> None:
         """Show a step until `done`; it may raise. `progress`: a few words, asked for every tick."""
-        began, terminal, shown = time.monotonic(), self._out.isatty(), 0.0
+        began, terminal, shown = time.monotonic(), self._out.isatty(), -LINE_EVERY_S
         while not done():
             passed = time.monotonic() - began
             if terminal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -90,15 +89,6 @@ def test_a_context_without_a_registry_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("TWINPOD_REGISTRY", raising=False)
     with pytest.raises(demo.InputError, match="TWINPOD_REGISTRY"):
         demo.find_place(must=True)
-
-
-def test_the_first_part_that_fails_ends_the_others_and_is_named() -> None:
-    parts = {
-        "slow": subprocess.Popen(["sleep", "60"]),
-        "wrong": subprocess.Popen(["false"]),
-    }
-    assert demo.wait_all(parts) == "wrong"
-    assert parts["slow"].returncode is not None
 
 
 def test_a_pool_for_the_smoke_job_is_a_sound_resource() -> None:
