@@ -1,7 +1,8 @@
 """`make bench-learning`: the samples to their ends on three seeds, and partial rollouts against full ones, as a table
 and `results/learning.json`.
 
-`--only tail` (or letters, segments, two-pods) measures a part of it again; `--iterations N` is a shorter one and writes nothing.
+`--only tail` (or letters, segments, two-pods) measures a part of it again; `--iterations N` is a shorter one and writes
+nothing.
 """
 
 from __future__ import annotations

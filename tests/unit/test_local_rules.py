@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from twinpod.api import names
 from twinpod.api.load import load_manifest
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault, InputError
 from twinpod.local.addresses import choose_block, hosts_file, pod_address
 from twinpod.local.folder import RunFolder, refuse_difference
 from twinpod.local.inputs import load_run
+from twinpod.local.mounts import Volumes, containers_of, needed_paths
 from twinpod.local.pods import how_it_ended
+from twinpod.local.rendering import render_locally
 from twinpod.local.sources import as_seen_from_outside, source_claims
 from twinpod.records.verdict import Outcome, Verdict, decide
 
 KILLED = "was killed (SIGKILL: kill -9, or the machine ran out of memory)"
+UID = "12345678-0000-0000-0000-000000000000"
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests/samples/reverse-letters.yaml"
 
 
@@ -116,10 +120,29 @@ def test_a_run_may_begin_with_what_a_run_beside_it_left(tmp_path: Path) -> None:
     assert source_claims(job, new) == {}
 
 
-def starting_from(job: RLJob, claim: str, folder: str) -> RLJob:
+def starting_from(job: RLJob, claim: str, folder: str, *, config: bool = False) -> RLJob:
     document = job.as_manifest()
-    document["spec"]["model"] = {"fromSnapshot": {"claim": claim, "folder": folder}}
+    own = document["spec"]["model"] if config else {}
+    document["spec"]["model"] = {**own, "fromSnapshot": {"claim": claim, "folder": folder}}
     return RLJob.model_validate(document)
+
+
+@pytest.mark.parametrize("config", [False, True], ids=["an export", "a snapshot"])
+def test_every_container_sees_the_run_that_the_weights_come_from_and_cannot_change_it(
+    tmp_path: Path, config: bool
+) -> None:
+    old, new = RunFolder(tmp_path / "old"), RunFolder(tmp_path / "new")
+    (old.snapshots / "export").mkdir(parents=True)
+    old.adopt(load_manifest(SAMPLE))
+    assert old.uid()
+    job = starting_from(load_manifest(SAMPLE), "old", "export", config=config)
+    rendered = render_locally(job, UID)
+    claims = rendered.claims(new.state, new.snapshots) | source_claims(job, new)
+    volumes = Volumes(new, claims, needed_paths(job))
+    sights = [volumes.sight(pod, container) for pod in rendered.pods for container in containers_of(pod)]
+    assert len(sights) == 3
+    for sight in sights:
+        assert (str(old.snapshots), names.SOURCE_FOLDER, True) in sight.binds
 
 
 def test_the_uid_of_a_run_survives_its_process(tmp_path: Path) -> None:

@@ -135,12 +135,6 @@ def _refuse_what_needs_a_cluster(job: RLJob) -> None:
             "take it out: state is in the run folder",
         ),
         (
-            "spec.model.fromSnapshot",
-            job.spec.model.from_snapshot is not None,
-            "there are no volume claims on one machine",
-            "name the folder of the other run instead: model.from, for example runs/other/snapshots/export",
-        ),
-        (
             "spec.storage.snapshots.existingClaim",
             storage.snapshots.existing_claim is not None,
             "there are no volume claims on one machine",
