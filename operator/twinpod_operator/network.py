@@ -81,7 +81,7 @@ TABLE: tuple[Flow, ...] = (
         for flow in (
             Flow(source=party, target=Party.ETCD, ports=(names.ETCD_PORT,), why="operations, statuses, versions"),
             Flow(source=party, target=Party.DNS, ports=(53,), protocols=("UDP", "TCP"), why="names of pods"),
-            Flow(source=party, target=Party.OUTSIDE, ports=(443,), why="models, data sets, snapshots by URL, judges"),
+            Flow(source=party, target=Party.OUTSIDE, ports=(443,), why="models, data sets, judges"),
         )
     ),
     Flow(source=Party.PROMETHEUS, target=Party.MASTER, ports=(names.MASTER_HEALTH_PORT,), why="metrics"),

@@ -56,7 +56,7 @@ class Attempt:
 
     @property
     def snapshots_claim(self) -> str:
-        """Claim of snapshots and exports; of no use with a URL."""
+        """Claim of snapshots and exports."""
         return self.job.spec.storage.snapshots.existing_claim or names.snapshots_claim_name(self.name, self.uid)
 
     @property
@@ -140,9 +140,7 @@ def common_volumes(run: Attempt, containers: tuple[str, ...]) -> list[Manifest]:
 
 
 def snapshots_volume(run: Attempt) -> Manifest:
-    """The snapshots' volume; with a URL it is scratch from which files are uploaded."""
-    if run.job.spec.storage.snapshots.url is not None:
-        return {"name": "snapshots", "emptyDir": {}}
+    """The snapshots' volume."""
     return {"name": "snapshots", "persistentVolumeClaim": {"claimName": run.snapshots_claim}}
 
 

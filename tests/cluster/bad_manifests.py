@@ -539,15 +539,16 @@ BAD: tuple[Bad, ...] = (
     ),
     bad(
         "spec.storage",
-        {"snapshots": {"url": "bucket/x"}},
-        'spec.storage.snapshots.url: "bucket/x" is not a URL such as s3://bucket/folder',
-        'spec.storage.snapshots.url: Invalid value: "bucket/x" is not a URL such as s3://bucket/folder',
-    ),
-    bad(
-        "spec.storage",
-        {"snapshots": {"url": "s3://b/x", "existingClaim": "c"}},
-        "spec.storage.snapshots.url: cannot be combined with existingClaim; give one of them",
-        "spec.storage.snapshots.url: Invalid value: cannot be combined with existingClaim; give one of them",
+        {"snapshots": {"url": "s3://bucket/x"}},
+        (
+            'spec.storage.snapshots.url: "s3://bucket/x" cannot be used: a URL is not supported yet. Snapshots and '
+            "exports go to a ReadWriteMany claim: leave url out, and give size (a new claim) or existingClaim"
+        ),
+        (
+            'spec.storage.snapshots.url: Invalid value: "s3://bucket/x" cannot be used: a URL is not supported yet. '
+            "Snapshots and exports go to a ReadWriteMany claim: leave url out, and give size (a new claim) or "
+            "existingClaim"
+        ),
     ),
     bad(
         "spec.storage",
@@ -723,7 +724,7 @@ CHANGED: tuple[Bad, ...] = (
     ),
     changed(
         "spec.storage",
-        {"snapshots": {"url": "s3://b/x"}},
+        {"snapshots": {"size": "2Gi"}},
         ("spec.storage.snapshots: Invalid value: cannot be changed: the run's snapshots are there; make a new RLJob"),
     ),
     changed(

@@ -198,12 +198,10 @@ BAD_JOBS: list[tuple[str, Any, str]] = [
     (
         "spec.storage",
         {"snapshots": {"url": "s3://b/f", "existingClaim": "c"}},
-        "spec.storage.snapshots.url: cannot be combined with existingClaim; give one of them",
-    ),
-    (
-        "spec.storage",
-        {"snapshots": {"url": "/data"}},
-        'spec.storage.snapshots.url: "/data" is not a URL such as s3://bucket/folder',
+        (
+            'spec.storage.snapshots.url: "s3://b/f" cannot be used: a URL is not supported yet. Snapshots and exports'
+            " go to a ReadWriteMany claim: leave url out, and give size (a new claim) or existingClaim"
+        ),
     ),
 ]
 BAD_TEXTS: list[tuple[str, str]] = [

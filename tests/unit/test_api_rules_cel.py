@@ -66,10 +66,10 @@ CHANGES: list[tuple[str, Any]] = [
     ("spec.hybrid.lifeCycle", "Keep"),
     ("spec.hybrid.runtimeClass", "nvidia"),
     ("spec.hybrid.lifeCycle", "Sleep"),
-    ("spec.storage.snapshots.url", "not a url"),
+    ("spec.storage.snapshots.url", "s3://b/x"),
     ("spec.failurePolicy.backoffSeconds", 301),
     *((f"spec.{owner}.podPatch", patch) for owner in ("hybrid", "master") for patch in PATCHES),
-    ("spec.storage.snapshots", {"url": "s3://b/x", "existingClaim": "c"}),
+    ("spec.storage.snapshots", {"existingClaim": "c"}),
 ]
 
 GONE = object()

@@ -239,7 +239,6 @@ def test_without_accelerators_nothing_asks_for_any() -> None:
     [
         ({"state": {"existingClaim": "mine"}}, ["reverse-letters-snapshots-3f2a1b4c"]),
         ({"snapshots": {"existingClaim": "ours"}}, ["reverse-letters-state-3f2a1b4c"]),
-        ({"snapshots": {"url": "s3://bucket/x"}}, ["reverse-letters-state-3f2a1b4c"]),
     ],
 )
 def test_claims_are_made_only_where_the_job_names_none(storage: dict[str, Any], claims: list[str]) -> None:
@@ -252,7 +251,8 @@ def test_claims_are_made_only_where_the_job_names_none(storage: dict[str, Any], 
         if "persistentVolumeClaim" in volume
     }
     assert used["state"] == storage.get("state", {}).get("existingClaim", "reverse-letters-state-3f2a1b4c")
-    assert ("snapshots" in used) == ("url" not in storage.get("snapshots", {}))
+    own = "reverse-letters-snapshots-3f2a1b4c"
+    assert used["snapshots"] == storage.get("snapshots", {}).get("existingClaim", own)
 
 
 def test_images_of_the_job_come_before_the_platform_s() -> None:

@@ -232,12 +232,13 @@ class StateVolume(Part):
 
 
 class SnapshotsVolume(Part):
-    """Volume of snapshots and exports (ReadWriteMany): a new claim of `size`, `existingClaim`, or an fsspec `url`."""
+    """Volume of snapshots and exports (ReadWriteMany): a new claim of `size`, or `existingClaim`."""
 
     size: Quantity = "1Gi"
     existing_claim: ObjectName | None = None
     storage_class_name: ObjectName | None = None
     url: FilledText | None = None
+    """Not supported yet, and refused: use `size` or `existingClaim`."""
 
 
 class StorageSpec(Part):

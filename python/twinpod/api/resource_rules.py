@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from twinpod.api.change_rules import JOB_CHANGES, POOL_CHANGES
 from twinpod.api.patch_rules import JOB_PATCHES, POOL_PATCHES
 from twinpod.api.rules import Rule, at, has
@@ -345,16 +343,12 @@ _STORAGE = (
     Rule(
         path="spec.storage.snapshots",
         field="url",
-        cel="!has(self.url) || !has(self.existingClaim)",
-        holds=lambda self: not has(self, "url") or not has(self, "existingClaim"),
-        message="cannot be combined with existingClaim; give one of them",
-    ),
-    Rule(
-        path="spec.storage.snapshots",
-        field="url",
-        cel="!has(self.url) || self.url.matches('^[a-z][a-z0-9+.-]*://.+')",
-        holds=lambda self: not has(self, "url") or bool(re.match(r"^[a-z][a-z0-9+.-]*://.+", self.url)),
-        message='"{self.url}" is not a URL such as s3://bucket/folder',
+        cel="!has(self.url)",
+        holds=lambda self: not has(self, "url"),
+        message=(
+            '"{self.url}" cannot be used: a URL is not supported yet. Snapshots and exports go to a ReadWriteMany'
+            " claim: leave url out, and give size (a new claim) or existingClaim"
+        ),
     ),
 )
 

@@ -123,12 +123,6 @@ def _refuse_what_needs_a_cluster(job: RLJob) -> None:
     refused = (
         ("spec.suspend", job.spec.suspend, "a suspended job does not run", "set it to false"),
         (
-            "spec.storage.snapshots.url",
-            storage.snapshots.url is not None,
-            "local mode keeps snapshots in the run folder",
-            "take it out, and copy the folder afterwards",
-        ),
-        (
             "spec.storage.state.existingClaim",
             storage.state.existing_claim is not None,
             "there are no volume claims on one machine",
