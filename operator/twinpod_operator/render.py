@@ -1,11 +1,11 @@
 """From an RLJob to the plain manifests of one attempt of it. Pure; the operator applies them, local mode executes them.
 
-    render_job ─┬─ ConfigMap            job.json: the job with its defaults filled in
+    render_job ─┬─ ConfigMap            job.json: the job with its defaults filled in; the master's image, for readers
                 ├─ Service              headless; names of pods before they are ready
                 ├─ ServiceAccount       of the pods; it may do nothing, and no token is mounted
                 ├─ NetworkPolicy        one a role, from `network.TABLE`
                 ├─ PodDisruptionBudget  a drain waits until the job is suspended
-                ├─ PersistentVolumeClaim  state, snapshots (unless existing or a URL)
+                ├─ PersistentVolumeClaim  state, snapshots (unless existing)
                 ├─ ResourceClaimTemplate  only with accelerators shared by claim
                 ├─ Pod NAME-master-aN
                 └─ Pod NAME-hybrid-I-aN   one a replica
@@ -19,6 +19,7 @@ import json
 from typing import Any
 
 from twinpod.api import names
+from twinpod.api.reading_place import place_of, to_text
 from twinpod.api.types import RLJob
 from twinpod_operator.network import job_policies
 from twinpod_operator.render_containers import Manifest, Platform
@@ -32,7 +33,7 @@ def render_job(job: RLJob, *, platform: Platform, uid: str, attempt: int) -> lis
     """Every manifest of one attempt, in the order in which they are to be created."""
     run = Attempt(job=job, platform=platform, uid=uid, number=attempt)
     pods = [master_pod(run), *(hybrid_pod(run, index) for index in range(job.spec.hybrid.replicas))]
-    around = [_config(run), _service(run), _account(run), *job_policies(run), _disruption(run)]
+    around = [_config(run, pods[0]), _service(run), _account(run), *job_policies(run), _disruption(run)]
     return [*around, *_claims(run), *_device_template(run), *pods]
 
 
@@ -48,11 +49,14 @@ def job_document(job: RLJob) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def _config(run: Attempt) -> Manifest:
+def _config(run: Attempt, master: Manifest) -> Manifest:
+    """It outlives the pods, so it also says with what image their volumes can be read."""
+    metadata = run.metadata(names.job_config_name(run.name))
+    metadata["annotations"] = {names.ANNOTATION_READER: to_text(place_of(master))}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": run.metadata(names.job_config_name(run.name)),
+        "metadata": metadata,
         "data": {"job.json": job_document(run.job)},
     }
 
@@ -115,7 +119,7 @@ def _claims(run: Attempt) -> list[Manifest]:
     if storage.state.existing_claim is None:
         state = storage.state
         wanted.append((run.state_claim, "ReadWriteOnce", state.size, state.storage_class_name))
-    if storage.snapshots.existing_claim is None and storage.snapshots.url is None:
+    if storage.snapshots.existing_claim is None:
         snapshots = storage.snapshots
         wanted.append((run.snapshots_claim, "ReadWriteMany", snapshots.size, snapshots.storage_class_name))
     return [_claim(run, *claim) for claim in wanted]

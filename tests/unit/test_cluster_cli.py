@@ -10,6 +10,7 @@ import pytest
 
 from twinpod.api import names
 from twinpod.api.load import load_manifest
+from twinpod.api.reading_place import ReadingPlace
 from twinpod.cli.__main__ import main, parser
 from twinpod.cli.status import lines_of
 from twinpod.cli.target import target_of
@@ -17,6 +18,8 @@ from twinpod.client.cluster import ClusterJob
 from twinpod.client.kubectl import Kubectl, fault_of
 from twinpod.client.reader import reader_pod
 from twinpod.errors import EnvironmentFault, InputError, TwinpodError, Unreachable
+from twinpod.testing.fake_kubectl import FakeKubectl
+from twinpod_operator.render import Platform, render_job
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests/samples/reverse-letters.yaml"
 
@@ -85,17 +88,106 @@ def test_without_kubectl_the_error_says_so(
 
 
 def test_the_reader_sees_both_volumes_and_may_do_nothing_else() -> None:
-    pod = reader_pod(load_manifest(SAMPLE), "12345678-0000", "registry/twinpod/master:1")
+    place = ReadingPlace(image="twinpod/master:1", spec={"nodeSelector": {"disk": "here"}})
+    pod = reader_pod(load_manifest(SAMPLE), "12345678-0000", place)
     spec = pod["spec"]
     claims = {volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"][:2]}
     assert claims == {"reverse-letters-state-12345678", "reverse-letters-snapshots-12345678"}
     assert spec["automountServiceAccountToken"] is False
     assert spec["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert (spec["containers"][0]["image"], spec["nodeSelector"]) == ("twinpod/master:1", {"disk": "here"})
     assert names.LABEL_JOB not in pod["metadata"]["labels"], "the operator must not take it for a pod of the job"
 
 
 def condition(kind: str, status: str, reason: str, message: str = "") -> dict[str, str]:
     return {"type": kind, "status": status, "reason": reason, "message": message}
+
+
+def told(*words: str) -> dict[str, Any]:
+    return {"status": {"conditions": [condition(*words)]}}
+
+
+UID = "12345678-0000"
+PLATFORM = Platform(
+    master_image="m:1", trainer_image="t:1", inference_image="i:1", etcd=("etcd:2379",), image_pull_secrets=("pull",)
+)
+
+
+def cluster_of(*kinds: str, **changes: Any) -> FakeKubectl:
+    """A cluster that holds the sample's children of these kinds, as the operator makes them, and the job."""
+    job = load_manifest(SAMPLE)
+    children = render_job(job, platform=PLATFORM, uid=UID, attempt=3)
+    resource = {**job.as_manifest(), **changes}
+    resource["metadata"]["uid"] = UID
+    items: dict[str, list[dict[str, Any]]] = {"rljobs.twinpod.dev": [resource]}
+    for plural, kind in (("pods", "Pod"), ("configmaps", "ConfigMap")):
+        items[plural] = [child for child in children if child["kind"] == kind and kind in kinds]
+    for number, pod in enumerate(items["pods"]):
+        pod["metadata"]["creationTimestamp"] = f"2030-01-01T00:00:{number:02}Z"
+        pod["status"] = {"phase": "Failed"}
+    return FakeKubectl(items=items, answer="iterations 3\n")
+
+
+@pytest.mark.parametrize("left", ["Pod", "ConfigMap"], ids=["ended pods", "no pods: suspended, or failed"])
+def test_a_job_without_a_running_master_is_read_with_the_master_s_image(left: str) -> None:
+    kubectl = cluster_of(left)
+    assert ClusterJob(name="reverse-letters", kubectl=kubectl).inspect("--json") == "iterations 3\n"
+    (reader,) = kubectl.given
+    assert reader["spec"]["containers"][0]["image"] == "m:1"
+    assert reader["spec"]["imagePullSecrets"] == [{"name": "pull"}]
+    assert kubectl.asked[-1][:3] == ("delete", "pod", "reverse-letters-reader"), "it is removed after the call"
+
+
+def test_a_job_that_no_operator_has_touched_cannot_be_read_and_says_why() -> None:
+    with pytest.raises(EnvironmentFault, match="no master pod and no ConfigMap of the operator's; start the operator"):
+        ClusterJob(name="reverse-letters", kubectl=cluster_of()).inspect()
+
+
+def test_a_running_master_is_read_in_its_pod() -> None:
+    kubectl = cluster_of("Pod")
+    kubectl.items["pods"][0]["status"]["phase"] = "Running"  # type: ignore[index]
+    ClusterJob(name="reverse-letters", kubectl=kubectl).inspect()
+    assert kubectl.given == []
+    assert kubectl.asked[-1][:2] == ("exec", "reverse-letters-master-a3")
+
+
+@pytest.mark.parametrize(
+    ("given", "follow", "asked"),
+    [
+        ("", False, [("reverse-letters-master-a3",), ("reverse-letters-hybrid-0-a3",)]),
+        ("", True, [("-l", "twinpod.dev/job=reverse-letters")]),
+        ("reverse-letters-m", True, [("reverse-letters-master-a3",)]),
+        ("reverse-letters-", True, [("reverse-letters-master-a3",), ("reverse-letters-hybrid-0-a3",)]),
+    ],
+)
+def test_logs_are_those_of_the_pods_that_were_meant(given: str, follow: bool, asked: list[tuple[str, ...]]) -> None:
+    kubectl = cluster_of("Pod")
+    assert ClusterJob(name="reverse-letters", kubectl=kubectl).logs(given, 7, follow=follow) == 0
+    calls = [call[1:] for call in kubectl.asked if call[0] == "logs"]
+    assert [call[: len(wanted)] for call, wanted in zip(calls, asked, strict=True)] == asked
+    assert all(("--follow" in call) == follow and "--tail=7" in call for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            told("Failed", "True", "RestartBudgetSpent", "all 3 are used up"),
+            r"no pods any more: it has failed \(RestartBudgetSpent: all 3 are used up\); .* twinpod inspect rlj/",
+        ),
+        ({"spec": {"suspend": True}}, "no pods: it is suspended; .* twinpod inspect rlj/reverse-letters; to go on: "),
+        (
+            told("Ready", "False", "QuotaRefused", "full"),
+            r"no pods yet \(QuotaRefused: full\); see kubectl describe rlj reverse-letters",
+        ),
+        ({}, "no pods yet; see kubectl describe"),
+    ],
+    ids=["failed", "suspended", "refused", "unseen"],
+)
+def test_logs_of_a_job_without_pods_say_why_there_are_none(changes: dict[str, Any], said: str) -> None:
+    kubectl = cluster_of("ConfigMap", **changes)
+    with pytest.raises(InputError, match=said):
+        ClusterJob(name="reverse-letters", kubectl=kubectl).logs("", 7, follow=False)
 
 
 def test_status_tells_progress_and_conditions_in_their_order() -> None:

@@ -12,6 +12,7 @@ import pytest
 from twinpod.api import names
 from twinpod.api.environment import read_environment
 from twinpod.api.load import load_manifest
+from twinpod.api.reading_place import from_text, place_of
 from twinpod.api.types import RLJob
 from twinpod.api.yaml_text import read_document, write_document
 from twinpod.errors import InputError
@@ -85,6 +86,16 @@ def test_the_configuration_is_the_job_with_its_defaults() -> None:
     text = rendered(job)["ConfigMap", "reverse-letters-job"]["data"]["job.json"]
     assert load_manifest(text).spec == job.spec
     assert json.loads(text)["spec"]["rollout"]["segmentTokens"] == 6
+
+
+def test_the_configuration_says_where_volumes_are_read_and_no_attempt_changes_it() -> None:
+    patch = {"spec": {"nodeSelector": {"disk": "here"}}}
+    first, second = (rendered(job_with(master={"podPatch": patch}), attempt) for attempt in (1, 4))
+    config = first["ConfigMap", "reverse-letters-job"]
+    assert config == second["ConfigMap", "reverse-letters-job"]
+    place = from_text(config["metadata"]["annotations"][names.ANNOTATION_READER])
+    assert place == place_of(first["Pod", "reverse-letters-master-a1"])
+    assert (place.image, place.spec["nodeSelector"]) == ("m:1", {"disk": "here"})
 
 
 def test_names_change_with_the_attempt_and_addresses_do_not() -> None:

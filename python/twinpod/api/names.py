@@ -43,6 +43,7 @@ QUEUE_FINALIZER = "kueue.x-k8s.io/managed"  # on pods of a group until they are 
 
 # Annotations
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
+ANNOTATION_READER = f"{GROUP}/reader"  # on the job's ConfigMap: what a pod needs to read its volumes (`reading_place`)
 ANNOTATION_FAILURES = f"{GROUP}/failures"  # on a pool's pod: how many before it, one after the other, ended soon
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ANNOTATION_KARPENTER = "karpenter.sh/do-not-disrupt"

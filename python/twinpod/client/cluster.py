@@ -10,13 +10,15 @@ import contextlib
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twinpod.api import names
 from twinpod.api.load import check
+from twinpod.api.names import Condition
+from twinpod.api.reading_place import ReadingPlace, from_text, place_of
 from twinpod.api.types import RLJob
 from twinpod.client.kubectl import Kubectl, fault_of
 from twinpod.client.reader import reader_name, reader_pod
@@ -24,6 +26,7 @@ from twinpod.errors import EnvironmentFault, InputError
 
 RESOURCE = "rljobs.twinpod.dev"
 READER_START_S = 120
+MOST_STREAMS = 64  # containers that one kubectl follows
 EXPORT = f"{names.SNAPSHOTS_FOLDER}/export"
 _SEND = (
     "import sys, tarfile\n"
@@ -74,17 +77,18 @@ class ClusterJob:
     def logs(self, pod: str, lines: int, *, follow: bool) -> int:
         """Prints the logs of the job's pods, or of those whose names begin with `pod`; the exit code."""
         known = [item["metadata"]["name"] for item in self.pods()]
+        if not known:
+            raise without_pods(self.resource())
         chosen = [name for name in known if name.startswith(pod)]
         if not chosen:
-            there = ", ".join(known) or "none: kubectl describe says why"
-            raise InputError(
-                f"has no pod {pod!r}" if pod else "has no pods", where=self.name, mend=f"there are {there}"
-            )
-        options = ["--all-containers", "--prefix", f"--tail={lines}", *(["--follow"] if follow else [])]
-        if follow and len(chosen) > 1:  # kubectl follows many pods by selector only
-            selector = f"{names.LABEL_JOB}={self.name}"
-            return self.kubectl.follow("logs", "-l", selector, "--max-log-requests=64", *options)
-        return max(self.kubectl.follow("logs", name, *options) for name in chosen)
+            raise InputError(f"has no pod {pod!r}", where=self.name, mend=f"there are {', '.join(known)}")
+        options = ["--all-containers", "--prefix", f"--tail={lines}"]
+        if not follow:
+            return max(self.kubectl.follow("logs", name, *options) for name in chosen)
+        options += ["--follow", f"--max-log-requests={MOST_STREAMS}"]
+        if not pod:  # all of them, those that come later included
+            return self.kubectl.follow("logs", "-l", f"{names.LABEL_JOB}={self.name}", *options)
+        return self.kubectl.follow_all([("logs", name, *options) for name in chosen])
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[str]:
@@ -95,8 +99,8 @@ class ClusterJob:
             yield running[-1]["metadata"]["name"]
             return
         resource = self.resource()
-        image = _image_of(pods, self.name)
-        manifest = reader_pod(_typed(resource), resource["metadata"]["uid"], image)
+        uid = resource["metadata"]["uid"]
+        manifest = reader_pod(_typed(resource), uid, self._place(pods, uid))
         name = reader_name(self.name)
         self.kubectl.text("delete", "pod", name, "--ignore-not-found", "--wait=true")
         self.kubectl.text("create", "-f", "-", given=json.dumps(manifest))
@@ -106,6 +110,19 @@ class ClusterJob:
             yield name
         finally:
             self.kubectl.text("delete", "pod", name, "--ignore-not-found", "--wait=false")
+
+    def _place(self, masters: list[dict[str, Any]], uid: str) -> ReadingPlace:
+        """From the newest master's pod, or from the ConfigMap of a job that is suspended or whose master was ended."""
+        if masters:
+            return place_of(masters[-1])
+        for item in self.kubectl.json("get", "configmaps", "-l", f"{names.LABEL_JOB_UID}={uid}")["items"]:
+            if (text := (item["metadata"].get("annotations") or {}).get(names.ANNOTATION_READER)) is not None:
+                return from_text(text)
+        raise EnvironmentFault(
+            "nothing says which image reads its volumes: it has no master pod and no ConfigMap of the operator's",
+            where=self.name,
+            mend="start the operator (kubectl -n twinpod-system get pods), or mount the claims into a pod of your own",
+        )
 
     def _fetch(self, pod: str, part: Path) -> None:
         """A stream of tar from the pod into the folder `part`."""
@@ -126,18 +143,27 @@ class ClusterJob:
             raise fault_of(said or failed, f"copying from {pod}")
 
 
+def without_pods(resource: Mapping[str, Any]) -> InputError:
+    """Why a job has no logs to show, and where to look instead. Pure."""
+    name = resource["metadata"]["name"]
+    known = {one["type"]: one for one in (resource.get("status") or {}).get("conditions") or ()}
+    for over in (Condition.FAILED, Condition.SUCCEEDED):
+        if known.get(over, {}).get("status") == "True":
+            why = ": ".join(part for part in (known[over]["reason"], known[over].get("message")) if part)
+            said = f"has no pods any more: it has {over.value.lower()} ({why})"
+            return InputError(said, where=name, mend=f"what it did: twinpod inspect rlj/{name}")
+    if resource["spec"].get("suspend"):
+        again = f'kubectl patch rlj {name} --type=merge -p \'{{"spec":{{"suspend":false}}}}\''
+        said = "has no pods: it is suspended"
+        return InputError(said, where=name, mend=f"what it did: twinpod inspect rlj/{name}; to go on: {again}")
+    ready = known.get(Condition.READY, {})
+    why = ": ".join(part for part in (ready.get("reason"), ready.get("message")) if part)
+    said = f"has no pods yet{f' ({why})' if why else ''}"
+    return InputError(said, where=name, mend=f"see kubectl describe rlj {name}")
+
+
 def _leaving(pod: dict[str, Any]) -> bool:
     return "deletionTimestamp" in pod["metadata"]
-
-
-def _image_of(masters: list[dict[str, Any]], job: str) -> str:
-    if not masters:
-        raise EnvironmentFault(
-            "its master pod is gone, so nothing says which image reads its volumes",
-            where=job,
-            mend="mount its claims into a pod of the master's image, or unsuspend it",
-        )
-    return str(masters[-1]["spec"]["containers"][0]["image"])
 
 
 def _typed(resource: dict[str, Any]) -> RLJob:

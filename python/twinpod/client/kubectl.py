@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -45,6 +46,12 @@ class Kubectl:
     def follow(self, *arguments: str, output: IO[str] | None = None) -> int:
         """A call that writes to this terminal, or to `output`, until it ends; its exit code."""
         return subprocess.run(self.command(arguments), stdout=output, check=False).returncode
+
+    def follow_all(self, calls: Sequence[Sequence[str]]) -> int:
+        """Such calls side by side, until all of them end; the worst exit code."""
+        with contextlib.ExitStack() as stack:
+            running = [stack.enter_context(subprocess.Popen(self.command(call))) for call in calls]
+            return max(one.wait() for one in running)
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """The whole command line; EnvironmentFault when there is no kubectl."""

@@ -1,12 +1,12 @@
-"""A pod that reads the volumes of a job whose master is gone: the master's image, both claims, no more. Pure."""
+"""A pod that reads the volumes of a job whose master is gone: the master's image and nodes, both claims. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from twinpod.api import names
+from twinpod.api.reading_place import ReadingPlace
 from twinpod.api.types import RLJob
-from twinpod.errors import InputError
 
 LIFE_S = 900  # it ends by itself when whoever made it could not remove it
 
@@ -16,13 +16,9 @@ def reader_name(job: str) -> str:
     return f"{job}-reader"
 
 
-def reader_pod(job: RLJob, uid: str, image: str, group: int = 1000) -> dict[str, Any]:
-    """The pod. InputError when the snapshots are at a URL: then there is no volume to read."""
+def reader_pod(job: RLJob, uid: str, place: ReadingPlace, group: int = 1000) -> dict[str, Any]:
+    """The pod. `group`: user and group that may read the volumes."""
     storage = job.spec.storage
-    if storage.snapshots.url is not None:
-        raise InputError(
-            f"keeps its snapshots at {storage.snapshots.url}", where=job.metadata.name, mend="read them there"
-        )
     state = storage.state.existing_claim or names.state_claim_name(job.metadata.name, uid)
     snapshots = storage.snapshots.existing_claim or names.snapshots_claim_name(job.metadata.name, uid)
     volumes = (("state", state, names.STATE_FOLDER), ("snapshots", snapshots, names.SNAPSHOTS_FOLDER))
@@ -35,6 +31,7 @@ def reader_pod(job: RLJob, uid: str, image: str, group: int = 1000) -> dict[str,
             "labels": {names.LABEL_NAME: names.MANAGED_BY, names.LABEL_COMPONENT: "reader"},
         },
         "spec": {
+            **place.spec,
             "restartPolicy": "Never",
             "activeDeadlineSeconds": LIFE_S,
             "terminationGracePeriodSeconds": 1,
@@ -51,7 +48,7 @@ def reader_pod(job: RLJob, uid: str, image: str, group: int = 1000) -> dict[str,
             "containers": [
                 {
                     "name": names.CONTAINER_MASTER,
-                    "image": image,
+                    "image": place.image,
                     "imagePullPolicy": "IfNotPresent",
                     "command": ["python", "-c", f"import time; time.sleep({LIFE_S})"],
                     "resources": {
