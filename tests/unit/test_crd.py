@@ -59,6 +59,28 @@ def test_the_schema_is_structural_and_bounded(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_kubectl_explain_tells_every_field_of_spec_and_status_and_its_default(kind: str) -> None:
+    """Parts of the Pod API below podPatch tell themselves."""
+    for path, node in nodes(crd.schema(kind)):
+        if not path.startswith(("spec", "status")) or "podPatch." in path or path.endswith(("[]", "{}")):
+            continue
+        assert len(node.get("description", "")) > 8, path
+        if path.startswith("spec") and isinstance(node.get("default"), str | int):
+            assert "Default: " in node["description"], path
+
+
+def test_a_default_is_told_as_it_is_written() -> None:
+    spec = crd.schema("RLJob")["properties"]["spec"]["properties"]
+    storage, algorithm = spec["storage"]["properties"], spec["algorithm"]["properties"]
+    assert storage["snapshots"]["properties"]["size"]["description"].endswith(" Default: 1Gi.")
+    assert algorithm["tau"]["description"].endswith(' Default: "0.1".')
+    assert algorithm["betas"]["description"].endswith(' Default: "0.9", "0.95".')
+    assert algorithm["eps"]["description"].endswith(' Default: "1e-8".')
+    assert spec["suspend"]["description"].endswith(" Default: false.")
+    assert "Default" not in algorithm["learningRate"]["description"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_object_with_a_default_has_it_in_full(kind: str) -> None:
     """The API server checks rules against defaults as they stand, without filling in the fields below."""
     for path, node in nodes(crd.schema(kind)):

@@ -52,11 +52,15 @@ class Architecture(Part):
     opt has learned positions; the others have rotary ones.
     """
     hidden_size: Positive
+    """Width of the residual stream (hidden_size)."""
     layers: Annotated[int, Field(strict=True, ge=1, le=1024)]
+    """Transformer layers (num_hidden_layers)."""
     heads: Annotated[int, Field(strict=True, ge=1, le=1024)]
+    """Attention heads of a layer (num_attention_heads)."""
     kv_heads: Annotated[int, Field(strict=True, ge=1, le=1024)] = derived("heads")
     """Key-value heads of grouped-query attention; as many as heads when left out (and always with opt)."""
     head_dim: Positive = derived("hiddenSize / heads")
+    """Width of a head (head_dim); even with rotary positions."""
     ffn_size: Positive
     """Width of the feed-forward layer (intermediate_size; ffn_dim of opt)."""
     max_positions: Positive
@@ -64,6 +68,7 @@ class Architecture(Part):
     rope_theta: Decimal = "10000"
     """Base of the rotary positions; opt has none and ignores it."""
     tie_embeddings: Flag = False
+    """Whether the output layer shares the weights of the input embeddings (tie_word_embeddings)."""
 
     @model_validator(mode="after")
     def _derive(self) -> Self:
@@ -78,7 +83,9 @@ class TokenizerSpec(Part):
     """Exactly one of `characters` (one token each, ids from 2 in this order) and `path` (a Hugging Face folder)."""
 
     characters: Annotated[str, Field(strict=True, min_length=1, max_length=4096)] | None = None
+    """The vocabulary as one text, no character twice; ids 0 and 1 are padding and the end of a text."""
     path: FolderPath | None = None
+    """Hugging Face folder with tokenizer.json, as the containers see it."""
 
     @field_validator("characters")
     @classmethod
@@ -112,6 +119,7 @@ class ModelSpec(Part):
     from_snapshot: SnapshotSource | None = None
     """What another job left; only the weights are taken over, the run begins at its first iteration."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights in trainer, engine and export."""
     tokenizer: TokenizerSpec | None = None
     """Needed with `config`; otherwise the folder's own tokenizer when left out."""
 
@@ -127,21 +135,27 @@ class EntryPointSpec(Part):
     """A Python function of the image: `package.module:function`, called with `settings` as keyword arguments."""
 
     target: EntryPointName
+    """The function, as package.module:function; it must be importable in the master's image."""
     settings: Settings = Field(default_factory=dict)
+    """Keyword arguments of the function."""
 
 
 class JsonLinesSpec(Part):
     """A file with one JSON object a line: prompt, answer, difficulty (0 to 1, optional)."""
 
     path: FolderPath
+    """The file, as the master's container sees it."""
 
 
 class ReasoningGymSpec(Part):
     """A data set of the package reasoning-gym, with its own settings."""
 
     name: FilledText
+    """Name of the data set in reasoning-gym, such as spell_backward."""
     settings: Settings = Field(default_factory=dict)
+    """Keyword arguments of the data set, as reasoning-gym documents them."""
     size: Positive = 10_000
+    """Training prompts, when dataset.size is left out."""
 
 
 class DatasetSpec(Part):
@@ -153,7 +167,7 @@ class DatasetSpec(Part):
     template: Text = "{prompt}"
     """Text around each prompt; must contain {prompt}."""
     size: Positive | None = None
-    """Take only the first so many training prompts; all when left out."""
+    """Training prompts that are taken; when left out all of a file, 10000 of a function, reasoningGym.size of that."""
     held_out: Natural = 200
     """Prompts kept apart for the evaluation at the end; never trained on."""
 
@@ -168,15 +182,21 @@ class AlgorithmSpec(Part):
     steps_per_iteration: Positive = 2
     """Optimizer steps an iteration, each over all its samples."""
     learning_rate: Decimal
+    """Step size of AdamW, constant over the run, as a decimal in quotes."""
     betas: Annotated[tuple[Decimal, ...], Field(min_length=2, max_length=2)] = ("0.9", "0.95")
+    """Decay rates of AdamW's two moments, each below 1."""
     eps: Decimal = "1e-8"
+    """What AdamW adds to the denominator."""
     weight_decay: Decimal = "0"
+    """AdamW's decay of weights a step, times the learning rate."""
     tau: Decimal = "0.1"
     """Weight of the square of the sequence's log-ratio to the reference."""
     baseline: Literal["mean", "logMeanExp"] = "mean"
+    """What is taken from the rewards of a group: their mean, or tau * log(mean(exp(reward / tau)))."""
     mask: Literal["all", "current"] = "all"
     """Tokens in the loss: all of a trajectory, or only those of the current weight version."""
     clip_grad: Decimal = "1.0"
+    """Largest norm of the whole gradient; larger ones are scaled down to it."""
     micro_batch_tokens: Positive = 4096
     """Padded tokens a micro-batch and data-parallel rank."""
     weights_gap_limit: Decimal = derived('"1e-3" in float32 without accelerators, else "1e-1"', "")
@@ -187,7 +207,9 @@ class RepeatSpec(Part):
     """Repeat detection: an n-gram of `ngram` tokens that comes `count` times in a row ends an answer."""
 
     ngram: Natural = 0
+    """Length of the n-gram in tokens; 0 turns the detection off."""
     count: Natural = 0
+    """Times in a row that end the answer, 2 or more; 0 when ngram is 0."""
     penalty: Decimal = "0"
     """Taken from the reward of an answer that was stopped for repeating."""
 
@@ -202,7 +224,9 @@ class RolloutSpec(Part):
     groups_in_flight: Positive = derived("algorithm.groupsPerIteration")
     """Groups that may be open at once."""
     temperature: Decimal = "1"
+    """Temperature that tokens are drawn with, above 0; the trainer's log-probabilities are taken at the same."""
     top_p: Decimal = "1"
+    """Share of the probability that tokens are drawn from, above 0 and at most 1; 1 draws from all."""
     max_segment_age: Positive = 8
     """Iterations after which an unfinished trajectory is dropped and counted."""
     repeat: RepeatSpec = RepeatSpec()
@@ -227,16 +251,22 @@ class StateVolume(Part):
     """Volume of the master's database (ReadWriteOnce): a new claim of `size`, or `existingClaim`."""
 
     size: Quantity = "1Gi"
+    """Size of the new claim; unused with existingClaim."""
     existing_claim: ObjectName | None = None
+    """A claim in the job's namespace to use instead of a new one; it is never deleted."""
     storage_class_name: ObjectName | None = None
+    """Storage class of the new claim; the platform's, or else the cluster's default when left out."""
 
 
 class SnapshotsVolume(Part):
     """Volume of snapshots and exports (ReadWriteMany): a new claim of `size`, or `existingClaim`."""
 
     size: Quantity = "1Gi"
+    """Size of the new claim; unused with existingClaim. Each snapshot holds weights and optimizer."""
     existing_claim: ObjectName | None = None
+    """A claim in the job's namespace to use instead of a new one; it is never deleted."""
     storage_class_name: ObjectName | None = None
+    """Storage class of the new claim; the platform's, or else the cluster's default when left out."""
     url: FilledText | None = None
     """Not supported yet, and refused: use `size` or `existingClaim`."""
 
@@ -260,12 +290,13 @@ class FailurePolicy(Part):
     max_infrastructure_restarts: Natural = 20
     """Restarts for lost nodes and evictions before it is Failed; a preemption by a queue costs nothing."""
     scheduling_deadline_seconds: Positive = 600
-    """How long the pods of an attempt may wait for nodes before all of them are taken back and tried again later."""
+    """Seconds that an attempt's pods may wait for nodes before all are taken back and tried again later."""
     start_deadline_seconds: Positive = 1800
-    """How long scheduled pods may take to come up (images, volumes) before they are restarted."""
+    """Seconds that scheduled pods may take to come up (images, volumes) before they are restarted."""
     backoff_seconds: Positive = 10
-    """Wait before the first restart; doubled with each that follows."""
+    """Seconds before the first restart; doubled with each that follows."""
     max_backoff_seconds: Positive = 300
+    """Most seconds before a restart."""
 
 
 class MasterSpec(Part):
@@ -280,7 +311,9 @@ class JobSpec(Part):
     """One training run."""
 
     iterations: Positive
+    """Iterations of the whole run: each generates, scores and trains once."""
     seed: Seed = 0
+    """Seed of the random weights, of the data set and of the order of prompts."""
     suspend: Flag = False
     """Stop the pods and keep the state; the one switch that queueing systems use."""
     managed_by: ManagerName | None = None

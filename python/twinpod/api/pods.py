@@ -15,7 +15,9 @@ class ResourceList(Part):
     """Quantities of a container."""
 
     cpu: Quantity | None = None
+    """Cores, as a quantity such as 500m or 2; not set when left out."""
     memory: Quantity | None = None
+    """Bytes, as a quantity such as 512Mi; not set when left out."""
 
 
 class Resources(Part):
@@ -31,7 +33,9 @@ class TrainerSpec(Part):
     image: ImageName | None = None
     """The platform's image when left out."""
     tensor_parallel: Ranks = 1
+    """Ranks that share each layer (Megatron's tensor parallelism)."""
     pipeline_parallel: Ranks = 1
+    """Ranks that the layers are divided over (Megatron's pipeline parallelism)."""
     data_parallel: Ranks = 1
     """Data-parallel ranks within a pod; replicas multiply it."""
     offload: Flag = False
@@ -50,6 +54,7 @@ class InferenceSpec(Part):
     image: ImageName | None = None
     """The platform's image when left out."""
     tensor_parallel: Ranks = 1
+    """Ranks of SGLang that share each layer."""
     kv_tokens: Positive = 65_536
     """Tokens of the key-value cache."""
     max_running: Positive = derived("rollout.groupsInFlight * algorithm.groupSize, at most 512")
@@ -63,6 +68,7 @@ class HybridSpec(Part):
     """The hybrid pods: trainer and engine share the pod's accelerators."""
 
     replicas: Annotated[int, Field(strict=True, ge=1, le=1024)] = 1
+    """Hybrid pods; each holds a whole copy of the model, and they train data-parallel."""
     accelerators: Annotated[int, Field(strict=True, ge=0, le=64)] = 0
     """Accelerators a pod; 0 runs on the CPU."""
     sharing: Literal["Claim", "WholeNode"] = "Claim"

@@ -24,6 +24,7 @@ class RolloutPoolSpec(Part):
     job: ObjectName
     """Name of the RLJob, in the same namespace; it need not exist yet."""
     replicas: Replicas = 1
+    """Pods; changed at any time by kubectl scale, or by an autoscaler."""
     accelerators: Annotated[int, Field(strict=True, ge=0, le=64)] = 0
     """Accelerators a pod; 0 runs on the CPU."""
     sharing: Literal["Claim", "WholeNode"] = "Claim"
@@ -33,6 +34,7 @@ class RolloutPoolSpec(Part):
     shared_memory: Quantity = "1Gi"
     """Size of the pod's /dev/shm: two slots of the model's weights."""
     priority_class_name: ObjectName | None = None
+    """Priority class of the pool's pods."""
     pod_patch: PodPatch | None = None
     """Strategic merge patch of the pods, for what no field covers: `{metadata: ..., spec: ...}`."""
     inference: InferenceSpec = InferenceSpec()
@@ -58,17 +60,24 @@ class Runtime(Part):
     """One language's environment, by its image."""
 
     name: ObjectName
+    """The name by which rewards ask for it."""
     image: ImageName
+    """The image that its programs run in."""
 
 
 class SandboxLimits(Part):
     """What one execution may use."""
 
     cpu: Quantity = "1"
+    """Cores of one program."""
     memory: Quantity = "512Mi"
+    """Bytes that one program may use."""
     processes: Positive = 64
+    """Processes and threads at once."""
     seconds: Annotated[int, Field(strict=True, ge=1, le=3600)] = 10
+    """Seconds of wall time."""
     output_bytes: Positive = 65_536
+    """Bytes that are kept of what a program prints."""
     disk: Quantity = "64Mi"
     """Size of the tmpfs that takes everything a program writes."""
 
@@ -77,6 +86,7 @@ class SandboxPoolSpec(Part):
     """The code execution service: runtimes, limits, replicas."""
 
     replicas: Replicas = 1
+    """Pods of the service."""
     runtimes: Annotated[
         tuple[Runtime, ...],
         Field(
@@ -85,6 +95,7 @@ class SandboxPoolSpec(Part):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
     ]
+    """The environments that programs run in, each with a name of its own."""
     concurrency: Positive = 16
     """Programs that run at once in one pod."""
     limits: SandboxLimits = SandboxLimits()

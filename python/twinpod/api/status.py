@@ -15,11 +15,17 @@ class ConditionStatus(Part):
     """One condition, as in `metav1.Condition`."""
 
     type: Annotated[str, Field(max_length=316)]
+    """What the condition is about."""
     status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
     reason: Annotated[str, Field(max_length=1024)]
+    """Why, in one CamelCase word; stable, for alerts."""
     message: Annotated[str, Field(max_length=32768)] = ""
+    """Why, for a person."""
     last_transition_time: Stamp
+    """When its status last changed."""
     observed_generation: Natural = 0
+    """Generation of the resource that it was computed from."""
 
 
 Conditions = Annotated[
@@ -35,18 +41,23 @@ class JobStatus(Part):
     """How a job is going."""
 
     conditions: Conditions = ()
+    """How the job is doing: Accepted, QuotaReserved, PodsScheduled, WorkersReady, WeightsSynced, Ready and others."""
     observed_generation: Natural = 0
+    """Generation of the resource that the status was computed from."""
     iteration: Natural = 0
     """Iterations that are committed."""
     reward: Annotated[str, Field(max_length=32)] = ""
     """Mean reward of the newest committed iteration."""
     phase: Annotated[str, Field(max_length=64)] = ""
+    """What the master does now, such as rollout or train; Unknown while etcd does not answer."""
     pods: Annotated[str, Field(max_length=32)] = ""
     """Ready pods of wanted pods, as 2/3."""
     accelerators: Natural = 0
+    """Accelerators that all hybrid pods ask for together."""
     sharing: Annotated[str, Field(max_length=32)] = ""
     """How accelerators are shared: Claim, WholeNode or CPU."""
     weight_version: Natural = 0
+    """Newest committed version of the weights."""
     restarts: Natural = 0
     """Restarts that count against failurePolicy.maxRestarts: of all pods, and of a pod's inference half alone."""
     attempt: Natural = 0
@@ -72,18 +83,23 @@ class JobStatus(Part):
     start_time: Stamp | None = None
     """When the job was first started, or started again after it was suspended."""
     completion_time: Stamp | None = None
+    """When the job succeeded or failed."""
 
 
 class PoolStatus(Part):
     """How a pool is doing."""
 
     conditions: Conditions = ()
+    """How the pool is doing; Ready gives the reason when it is not."""
     observed_generation: Natural = 0
+    """Generation of the resource that the status was computed from."""
     replicas: Natural = 0
     """Pods that exist, those that drain included."""
     ready_replicas: Natural = 0
+    """Pods that are ready."""
     restarts: Natural = 0
     """Pods that were replaced because they ended."""
     weight_version: Natural = 0
+    """Version of the weights that its job has committed; 0 while no pod is ready."""
     selector: Annotated[str, Field(max_length=1024)] = ""
     """Label selector of the pods, for autoscalers."""
