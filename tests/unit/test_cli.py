@@ -93,6 +93,33 @@ def test_the_sample_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
     assert "RLJob reverse-letters is valid" in capsys.readouterr().out
 
 
+def test_every_document_of_a_file_is_validated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = SAMPLE.with_name("pool.yaml")
+    assert main(["validate", str(pool)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{pool}: RLJob pool is valid",
+        f"{pool}: RolloutPool helpers is valid",
+    ]
+    wrong = tmp_path / "wrong.yaml"
+    text = pool.read_text().replace("groupSize: 16", "groupSize: 1").replace("replicas: 0", "replicas: -1")
+    wrong.write_text(text)
+    assert main(["validate", str(wrong)]) == 2
+    said = capsys.readouterr().err
+    assert "document at line 1: spec.algorithm.groupSize: is 1" in said
+    second = text.splitlines().index("---") + 1
+    assert f"document at line {second}: spec.replicas: is -1" in said
+
+
+def test_a_line_of_a_later_document_has_the_number_that_it_has_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(f"{SAMPLE.read_text()}---\nkind: RolloutPool\nkind: RolloutPool\n")
+    assert main(["validate", str(wrong)]) == 2
+    lines = len(SAMPLE.read_text().splitlines())
+    assert f"document at line {lines + 1}: line {lines + 3}: kind stands twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["inspect", "status", "logs"])
 def test_a_folder_that_is_no_run_is_refused(command: str, tmp_path: Path) -> None:
     assert main([command, str(tmp_path)]) == 2

@@ -11,7 +11,7 @@ from twinpod.api import names, problems
 from twinpod.api.resource_rules import JOB_RULES, POOL_RULES, SANDBOX_RULES
 from twinpod.api.rules import broken
 from twinpod.api.types import KINDS, Resource, RLJob
-from twinpod.api.yaml_text import read_document
+from twinpod.api.yaml_text import documents_of, read_document
 from twinpod.errors import InputError
 
 T = TypeVar("T", bound=Resource)
@@ -55,6 +55,25 @@ def load_resource(source: Path | str, wanted: str = "") -> Resource:
         return check(document)
     except ManifestError as error:
         raise ManifestError(list(error.problems), name) from error
+
+
+def load_resources(path: Path) -> tuple[Resource, ...]:
+    """The resource of each YAML document of a file; ManifestError names every problem of all of them."""
+    name, text = _text_of(path)
+    parts = documents_of(text)
+    if not parts:
+        return (load_resource(path),)  # which says that it is empty
+    found: list[Resource] = []
+    problems: list[str] = []
+    for line, part in parts:
+        try:
+            found.append(load_resource(part))
+        except ManifestError as error:
+            place = f"document at line {line}: " if len(parts) > 1 else ""
+            problems += [f"{place}{problem}" for problem in error.problems]
+    if problems:
+        raise ManifestError(problems, name)
+    return tuple(found)
 
 
 def check(document: dict[str, Any]) -> Resource:

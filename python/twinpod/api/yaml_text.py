@@ -13,6 +13,7 @@ import yaml
 
 from twinpod.errors import InputError
 
+_RULE = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 _INT = re.compile(r"^[-+]?(0|[1-9][0-9]*|0x[0-9a-fA-F]+|0o[0-7]+|0[0-7]+)$")
 _DROPPED = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"}
@@ -61,6 +62,18 @@ for _first, _resolvers in _Loader.yaml_implicit_resolvers.items():
 def write_document(data: Any) -> str:
     """YAML that `read_document` and `kubectl` read back as the same data; PyYAML alone would leave "5e-4" unquoted."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+
+def documents_of(text: str) -> list[tuple[int, str]]:
+    """(first line, text) of each document that is not empty; blank lines before it keep the numbers of its lines."""
+    starts = [0, *(found.start() for found in _RULE.finditer(text))]
+    parts = []
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        part, above = text[start:end], text.count("\n", 0, start)
+        said = [line for line in part.splitlines() if line.strip() and not line.lstrip().startswith(("#", "---"))]
+        if said:
+            parts.append((above + 1, "\n" * above + (part if part.endswith("\n") else part + "\n")))
+    return parts
 
 
 def read_document(text: str) -> Any:

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Command)
     _add_run(commands)
     validate = _command(commands, "validate", "check a manifest, without starting anything")
-    validate.add_argument("file", type=Path, metavar="FILE", help="manifest of an RLJob, RolloutPool or SandboxPool")
+    validate.add_argument("file", type=Path, metavar="FILE", help="RLJobs, RolloutPools and SandboxPools")
     inspect = _command(commands, "inspect", "what a running or finished run did, from its database alone")
     add_target(inspect)
     inspect.add_argument("--json", action="store_true", help="everything, as one JSON object")
