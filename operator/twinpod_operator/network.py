@@ -4,7 +4,8 @@
           └─► as_markdown()         the table of docs/network.md
 
 The policies are closed both ways: what is not in the table is refused. Policies add up, so a person opens more (a judge
-inside the cluster, an object store on another port) by a policy of their own over the label `twinpod.dev/job`.
+inside the cluster, an object store on another port) by a policy of their own over the label `twinpod.dev/job`. The
+policy of etcd is written by hand (`manifests/etcd/network-policy.yaml`); a test compares it with the table too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Party(StrEnum):
     ROLLOUT = "rollout pod"
     SANDBOX = "sandbox"
     ETCD = "etcd"
+    UPKEEP = "upkeep of etcd"
     OPERATOR = "operator"
     API = "Kubernetes API"
     DNS = "cluster DNS"
@@ -39,6 +41,10 @@ JOB_ROLES = {
     Party.MASTER: names.Role.MASTER,
     Party.HYBRID: names.Role.HYBRID,
     Party.ROLLOUT: names.Role.ROLLOUT,
+}
+POLICIES: dict[Party, str] = {  # names of those that close their pods both ways
+    **{party: names.network_policy_name("JOB", role) for party, role in JOB_ROLES.items()},
+    Party.ETCD: "twinpod-etcd",
 }
 
 
@@ -93,9 +99,18 @@ TABLE: tuple[Flow, ...] = (
         why=_PROBE,
     ),
     Flow(source=Party.KUBELET, target=Party.ROLLOUT, ports=(names.INFERENCE_HEALTH_PORT,), why=_PROBE),
-    Flow(source=Party.OPERATOR, target=Party.ETCD, ports=(names.ETCD_PORT,), why="progress, users and roles of jobs"),
-    Flow(source=Party.OPERATOR, target=Party.API, ports=(443, 6443), why="everything it does"),
     Flow(source=Party.ETCD, target=Party.ETCD, ports=(names.ETCD_PORT, names.ETCD_PEER_PORT), why="its members"),
+    Flow(source=Party.OPERATOR, target=Party.ETCD, ports=(names.ETCD_PORT,), why="progress, users and roles of jobs"),
+    Flow(source=Party.UPKEEP, target=Party.ETCD, ports=(names.ETCD_PORT,), why="backups, defragmentation"),
+    Flow(source=Party.PROMETHEUS, target=Party.ETCD, ports=(names.ETCD_METRICS_PORT,), why="metrics"),
+    Flow(source=Party.KUBELET, target=Party.ETCD, ports=(names.ETCD_METRICS_PORT,), why=_PROBE),
+    *(
+        Flow(source=party, target=Party.DNS, ports=(53,), protocols=("UDP", "TCP"), why="names of members")
+        for party in (Party.ETCD, Party.OPERATOR, Party.UPKEEP)
+    ),
+    Flow(source=Party.OPERATOR, target=Party.API, ports=(443, 6443), why="everything it does"),
+    Flow(source=Party.PROMETHEUS, target=Party.OPERATOR, ports=(names.OPERATOR_PORT,), why="metrics"),
+    Flow(source=Party.KUBELET, target=Party.OPERATOR, ports=(names.OPERATOR_PORT,), why=_PROBE),
 )
 
 
@@ -179,13 +194,21 @@ def _namespace(name: str) -> Manifest:
     return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
+def enforced_by(flow: Flow) -> tuple[str, ...]:
+    """Policies without which the flow would be refused, or its like allowed: that of its source, then its target's."""
+    if flow.source is Party.KUBELET:
+        return ()
+    return tuple(dict.fromkeys(POLICIES[party] for party in (flow.source, flow.target) if party in POLICIES))
+
+
 def as_markdown() -> str:
     """The table as it stands in the docs."""
-    lines = ["| From | To | Port | What for |", "|---|---|---|---|"]
+    lines = ["| From | To | Port | What for | Let through by |", "|---|---|---|---|---|"]
     for flow in TABLE:
         ports = ", ".join(str(port) for port in flow.ports) or "any"
         protocols = "" if flow.protocols == ("TCP",) else f" ({', '.join(flow.protocols)})"
-        lines.append(f"| {flow.source} | {flow.target} | {ports}{protocols} | {flow.why} |")
+        policies = ", ".join(f"`{name}`" for name in enforced_by(flow)) or "no policy"
+        lines.append(f"| {flow.source} | {flow.target} | {ports}{protocols} | {flow.why} | {policies} |")
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from twinpod.api import names
 from twinpod.errors import InputError
 from twinpod_operator.login import ACCOUNT_FOLDER
 from twinpod_operator.render_containers import Platform
@@ -28,7 +29,7 @@ class Settings:
     resync_s: float = 300.0
     certificate_s: float = 90 * DAY_S
     lease_s: float = 15.0
-    port: int = 8081  # liveness and metrics
+    port: int = names.OPERATOR_PORT
     etcd_access: bool = False  # demand a user of everybody in etcd, and limit each job to its own keys
     progress_s: float = 5.0
     sweep_s: float = 300.0  # how often keys of jobs that are gone are looked for
@@ -61,7 +62,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         resync_s=read.duration("TWINPOD_RESYNC_S", 300.0, 1.0),
         certificate_s=read.duration("TWINPOD_CERTIFICATE_S", 90 * DAY_S, 60.0),
         lease_s=read.duration("TWINPOD_LEASE_S", 15.0, 3.0),
-        port=int(read.number("TWINPOD_PORT", 8081, 0, 65_535)),
+        port=int(read.number("TWINPOD_PORT", names.OPERATOR_PORT, 0, 65_535)),
         sweep_s=read.duration("TWINPOD_SWEEP_S", 300.0, 1.0),
         etcd_access=read.one_of("TWINPOD_ETCD_ACCESS", ("false", "true")) == "true",
     )
