@@ -47,6 +47,19 @@ def test_anything_else_is_a_folder() -> None:
     assert target_of(typed("runs/letters")) == Path("runs/letters")
 
 
+@pytest.mark.parametrize("command", ["status", "inspect", "logs"])
+def test_a_bare_name_gets_the_hint_how_to_name_a_job(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "letters"]) == 2
+    said = "twinpod: letters: there is no such folder; write runs/letters, or rlj/letters for a job on a cluster\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_folder_here_may_be_called_by_its_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "letters").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert target_of(typed("letters")) == Path("letters")
+
+
 def test_a_folder_that_is_called_like_a_kind_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rlj" / "letters").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

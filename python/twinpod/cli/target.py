@@ -23,7 +23,7 @@ def add_target(command: argparse.ArgumentParser) -> None:
 
 
 def target_of(arguments: argparse.Namespace) -> Path | ClusterJob:
-    """InputError for a kind that has no runs, and for cluster flags with a folder."""
+    """InputError for a kind that has no runs, for cluster flags with a folder, and for a bare name."""
     kind, slash, name = str(arguments.target).partition("/")
     if slash and kind in KINDS and not Path(arguments.target).is_dir():
         if not name or "/" in name:
@@ -36,4 +36,11 @@ def target_of(arguments: argparse.Namespace) -> Path | ClusterJob:
         raise InputError(
             "--namespace and --context go with a job on a cluster", where=arguments.target, mend="write rlj/NAME"
         )
-    return Path(arguments.target)
+    folder = Path(arguments.target)
+    if folder.parent == Path() and not folder.exists():  # one word: more likely a name than a path
+        raise InputError(
+            "there is no such folder",
+            where=str(folder),
+            mend=f"write runs/{folder}, or rlj/{folder} for a job on a cluster",
+        )
+    return folder
