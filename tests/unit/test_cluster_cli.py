@@ -10,7 +10,7 @@ import pytest
 
 from twinpod.api import names
 from twinpod.api.load import load_manifest
-from twinpod.api.reading_place import ReadingPlace
+from twinpod.api.reading_place import ReadingPlace, from_text
 from twinpod.cli.__main__ import main, parser
 from twinpod.cli.status import lines_of
 from twinpod.cli.target import target_of
@@ -100,6 +100,18 @@ def test_without_kubectl_the_error_says_so(
     assert "kubectl: is not installed" in capsys.readouterr().err
 
 
+def test_several_calls_run_side_by_side_and_the_worst_exit_code_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each of these ends only when it has seen the other."""
+    script = tmp_path / "kubectl"
+    script.write_text(f"#!/bin/sh\ncd {tmp_path}\ntouch $1; until test -e $2; do :; done; echo $1; exit $3\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert Kubectl().follow_all([("one", "two", "0"), ("two", "one", "3")]) == 3
+    assert sorted(capfd.readouterr().out.split()) == ["one", "two"]
+
+
 def test_the_reader_sees_both_volumes_and_may_do_nothing_else() -> None:
     place = ReadingPlace(image="twinpod/master:1", spec={"nodeSelector": {"disk": "here"}})
     pod = reader_pod(load_manifest(SAMPLE), "12345678-0000", place)
@@ -154,6 +166,14 @@ def test_a_job_without_a_running_master_is_read_with_the_master_s_image(left: st
 def test_a_job_that_no_operator_has_touched_cannot_be_read_and_says_why() -> None:
     with pytest.raises(EnvironmentFault, match="no master pod and no ConfigMap of the operator's; start the operator"):
         ClusterJob(name="reverse-letters", kubectl=cluster_of()).inspect()
+
+
+def test_of_a_place_that_somebody_edited_nothing_but_the_place_is_taken() -> None:
+    place = from_text('{"image": "m:1", "spec": {"hostNetwork": true, "tolerations": []}}')
+    assert place == ReadingPlace(image="m:1", spec={"tolerations": []})
+    for text in ("", "[]", "{}", '{"image": "m:1", "spec": 5}', "null"):
+        with pytest.raises(InputError, match=r"twinpod\.dev/reader of its ConfigMap was changed"):
+            from_text(text)
 
 
 def test_a_running_master_is_read_in_its_pod() -> None:

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from twinpod.api import names
+from twinpod.errors import InputError
+
 FIELDS = ("affinity", "imagePullSecrets", "nodeSelector", "tolerations")  # of a pod's spec
 
 
@@ -35,6 +38,13 @@ def to_text(place: ReadingPlace) -> str:
 
 
 def from_text(text: str) -> ReadingPlace:
-    """The other way; ValueError or KeyError for text of somebody else."""
-    known = json.loads(text)
-    return ReadingPlace(image=str(known["image"]), spec={field: known["spec"][field] for field in known["spec"]})
+    """The other way; nothing but FIELDS is taken, whoever wrote it. InputError for text that is none of ours."""
+    try:
+        known = json.loads(text)
+        image, spec = known["image"], known["spec"]
+        return ReadingPlace(image=str(image), spec={field: spec[field] for field in FIELDS if field in spec})
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"the annotation {names.ANNOTATION_READER} of its ConfigMap was changed: {text[:80]!r}",
+            mend="take it off: the operator writes it again while the job is not finished",
+        ) from error
