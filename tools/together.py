@@ -3,23 +3,28 @@
 A command says with a line that ends in ` ...` what it has begun, or how far it is; every other line of its output is
 passed on. On a terminal the last line tells of all commands and of the seconds that went by altogether; elsewhere such
 a line comes once a minute.
+
+Each command is a session of its own, so that whatever it has started (go, buildah, pip) ends with it. A terminal's
+Ctrl-C therefore reaches only the one who waits here; on the way out it ends them all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 TICK_S = 0.5
 LINE_EVERY_S = 60.0
-STOP_S = 20.0
+STOP_S, LOOK_S = 20.0, 0.05
 
 
 @dataclass(slots=True)
@@ -83,7 +88,12 @@ def run_all(commands: Mapping[str, Sequence[str]], *, cwd: Path, title: str, out
 
 def _started(command: Sequence[str], cwd: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
@@ -97,16 +107,35 @@ def _pass_on(selector: selectors.BaseSelector, key: selectors.SelectorKey, out: 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends what still runs, and reaps it."""
-    if process.poll() is None:
-        process.terminate()
+    """Ends what still runs of its session, at last by force, and reaps it. One that ended well has left nothing."""
     try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
+        if process.poll() != 0:
+            _signal(process, signal.SIGTERM)
+            deadline = time.monotonic() + STOP_S
+            while (process.poll() is None or any(members(process.pid))) and time.monotonic() < deadline:
+                time.sleep(LOOK_S)
+    finally:  # also when somebody does not want to wait for that
+        if process.poll() != 0:
+            _signal(process, signal.SIGKILL)
         process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To the whole group; its number is the first process's, and nobody else's while one of them is there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def members(group: int) -> Iterator[int]:
+    """Processes of a group that still run; one that only waits to be reaped does not."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended while we looked
+                state, _, its_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(its_group) == group and state not in "ZX":
+                    yield int(folder.name)
 
 
 def _width(out: TextIO) -> int:

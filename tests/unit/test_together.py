@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def run(**scripts: str) -> tuple[str, list[str]]:
     return together.run_all(commands, cwd=TOP, title="building", out=out), out.getvalue().splitlines()
 
 
+def alive(pid: int) -> bool:
+    """Whether it runs; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def test_lines_of_all_are_passed_on_and_beginnings_are_only_told_of() -> None:
     failed, lines = run(one="echo 'one: a ...'; echo 'one: a done'", two="echo 'two: b ...'; echo 'two: b done' >&2")
     assert failed == ""
@@ -36,8 +45,34 @@ def test_the_first_that_fails_ends_the_others_and_is_named_after_its_last_words(
     failed, lines = run(slow="echo $$; exec sleep 60", wrong="sleep 0.2; echo 'it broke'; exit 3")
     assert failed == "wrong"
     assert "it broke" in lines
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(lines[0] if lines[0].isdigit() else lines[1]), 0)
+    assert not any(alive(int(line)) for line in lines if line.isdigit())
+
+
+def test_what_a_command_has_started_ends_with_it() -> None:
+    failed, lines = run(slow="sleep 60 & echo $!; sleep 60 & echo $!; wait", wrong="sleep 0.5; exit 3")
+    started = [int(line) for line in lines if line.isdigit()]
+    assert (failed, len(started)) == ("wrong", 2)
+    assert not any(alive(pid) for pid in started)
+
+
+def test_what_a_failed_command_left_running_is_ended_too() -> None:
+    failed, lines = run(wrong="sleep 60 >&- 2>&- & echo $!; exit 3")
+    assert failed == "wrong"
+    assert not any(alive(int(line)) for line in lines if line.isdigit())
+
+
+def test_an_interrupt_ends_all_and_what_they_have_started() -> None:
+    script = (
+        f"import sys; from pathlib import Path; sys.path.insert(0, {str(TOP / 'tools')!r}); import together;"
+        "together.run_all({'slow': ['sh', '-c', 'sleep 60 & echo $!; wait']}, cwd=Path(), title='building')"
+    )
+    with subprocess.Popen([sys.executable, "-u", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        assert done.stdout is not None
+        started = next(int(line) for line in done.stdout if line.strip().isdigit())
+        done.send_signal(signal.SIGINT)
+        done.communicate()
+    assert done.returncode not in (0, None)
+    assert not alive(started)
 
 
 @pytest.mark.parametrize(
