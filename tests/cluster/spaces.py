@@ -29,6 +29,7 @@ KERNEL_SETTINGS = {  # a kubelet writes these for the whole machine unless they 
     "/proc/sys/kernel/keys/root_maxbytes": 25000000,
 }
 CGROUPS = Path("/sys/fs/cgroup")
+CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "hugetlb")  # those without which a kubelet takes no parent group
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def make_spaces(layout: Layout) -> dict[str, Space]:
     nodes = {node: _open("net", "mount") for node in layout.nodes}
     control.run(_control_script(layout, nodes))
     for node, space in nodes.items():
-        _make_cgroups(layout, node)
+        make_cgroups(CGROUPS, (layout.cgroup.lstrip("/"), node))
         space.run(_network_script(layout, node))
         space.run(_mount_script(layout, node))
     return {"control": control, **nodes}
@@ -127,18 +128,43 @@ def _mount_script(layout: Layout, node: str) -> str:
     return "\n".join(lines)
 
 
-def _make_cgroups(layout: Layout, node: str) -> None:
-    """The node's parent group in every hierarchy; in `cpuset` each level is filled in, else nothing can join it."""
-    unified = (CGROUPS / "cgroup.controllers").exists()
-    for top in (
-        [CGROUPS] if unified else [path for path in CGROUPS.iterdir() if path.name != "unified" and path.is_dir()]
-    ):
-        if top.is_symlink():
-            continue
-        folder = top
-        for part in (layout.cgroup.lstrip("/"), node):
-            above, folder = folder, folder / part
-            folder.mkdir(exist_ok=True)
-            for name in ("cpuset.cpus", "cpuset.mems"):
-                if not unified and (folder / name).exists() and not (folder / name).read_text().strip():
-                    (folder / name).write_text((above / name).read_text())
+def make_cgroups(machine: Path, parts: Sequence[str]) -> None:
+    """A node's parent group below `machine`, in its one hierarchy (cgroup v2) or in each of the old ones."""
+    if (machine / "cgroup.controllers").exists():
+        _make_unified(machine, parts)
+        return
+    for top in machine.iterdir():
+        if top.name != "unified" and top.is_dir() and not top.is_symlink():
+            _make_old(top, parts)
+
+
+def controllers_on(present: str) -> str:
+    """What a group's `cgroup.subtree_control` is told, by what `cgroup.controllers` says is present. Pure."""
+    return " ".join(f"+{name}" for name in CONTROLLERS if name in present.split())
+
+
+def _make_unified(top: Path, parts: Sequence[str]) -> None:
+    """A group has the controllers that every group above it turns on for those below."""
+    wanted = controllers_on((top / "cgroup.controllers").read_text())
+    folder = top
+    for part in parts:
+        try:
+            (folder / "cgroup.subtree_control").write_text(wanted)
+        except OSError as error:
+            mend = "a container needs the machine's control groups (--privileged --cgroupns=host)"
+            raise ClusterFault(
+                f'{folder}/cgroup.subtree_control refuses "{wanted}": {error.strerror}; {mend}'
+            ) from None
+        folder = folder / part
+        folder.mkdir(exist_ok=True)
+
+
+def _make_old(top: Path, parts: Sequence[str]) -> None:
+    """In `cpuset` each level is filled in, else nothing can join it."""
+    folder = top
+    for part in parts:
+        above, folder = folder, folder / part
+        folder.mkdir(exist_ok=True)
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if (folder / name).exists() and not (folder / name).read_text().strip():
+                (folder / name).write_text((above / name).read_text())
