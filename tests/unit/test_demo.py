@@ -1,4 +1,4 @@
-"""The pure parts of `make demo` and `make smoke` on Kubernetes."""
+"""The pure parts of `make demo` on Kubernetes; those of the smoke run are in test_smoke.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from twinpod.errors import InputError
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -26,6 +28,7 @@ def loaded() -> ModuleType:
 
 
 demo = loaded()
+places, watch = sys.modules["places"], sys.modules["watch"]
 
 
 def condition(kind: str, status: str, reason: str, message: str = "") -> dict[str, str]:
@@ -57,7 +60,7 @@ def condition(kind: str, status: str, reason: str, message: str = "") -> dict[st
 def test_a_jobs_state_is_one_line_and_says_when_it_has_ended(
     status: dict[str, Any] | None, line: str, ended: str
 ) -> None:
-    assert demo.look({"spec": {"iterations": 9}, "status": status}) == (line, ended)
+    assert watch.look({"spec": {"iterations": 9}, "status": status}) == (line, ended)
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (60, 60), (61, 31), (500, 56)])
@@ -76,23 +79,78 @@ def test_a_constant_curve_is_drawn() -> None:
     assert len(list(demo.sketch([0.0, 0.0]))) == 11
 
 
-def test_references_become_images_of_the_kustomization() -> None:
-    text = demo.with_images("resources: [a]\n", {"twinpod/etcd": "127.0.0.1:5000/twinpod/etcd:abc"})
+@pytest.mark.parametrize("before", ["", "images: [{name: twinpod/etcd, newName: mine}]\n"], ids=["none", "a person's"])
+def test_references_become_images_of_the_kustomization(before: str) -> None:
+    text = demo.with_images(f"resources: [a]\n{before}", {"twinpod/etcd": "127.0.0.1:5000/twinpod/etcd:abc"})
     assert yaml.safe_load(text) == {
         "resources": ["a"],
         "images": [{"name": "twinpod/etcd", "newName": "127.0.0.1:5000/twinpod/etcd", "newTag": "abc"}],
     }
 
 
+def test_images_that_a_person_has_set_below_are_cleared() -> None:
+    assert yaml.safe_load(demo.with_images("resources: [a]\nimages: [{name: b, newName: c}]\n", {})) == {
+        "resources": ["a"]
+    }
+
+
+def node(*, ready: bool = True, taint: str = "", cordoned: bool = False) -> dict[str, Any]:
+    taints = [{"key": "x", "effect": taint}] if taint else []
+    conditions = [{"type": "Ready", "status": str(ready)}]
+    return {"spec": {"taints": taints, "unschedulable": cordoned}, "status": {"conditions": conditions}}
+
+
+def etcd(replicas: int) -> list[dict[str, Any]]:
+    other = {"metadata": {"name": "other"}, "spec": {"replicas": 7}}
+    return [other, {"metadata": {"name": "twinpod-etcd"}, "spec": {"replicas": replicas}}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "sets", "overlay"),
+    [
+        ([node()] * 3, [], "default"),
+        ([node(taint="PreferNoSchedule")] * 3, [], "default"),
+        ([node()] * 2, [], "embedded"),
+        ([node(), node(), node(taint="NoSchedule")], [], "embedded"),
+        ([node(), node(), node(cordoned=True)], [], "embedded"),
+        ([node(), node(), node(ready=False)], [], "embedded"),
+        ([node()] * 2, etcd(3), "default"),
+        ([node()] * 9, etcd(1), "embedded"),
+    ],
+    ids=["three", "preferences", "two", "tainted", "cordoned", "not ready", "three members stay", "one member stays"],
+)
+def test_etcd_has_as_many_members_as_nodes_take_and_keeps_those_that_it_has(
+    nodes: list[dict[str, Any]], sets: list[dict[str, Any]], overlay: str
+) -> None:
+    chosen, why = places.overlay_for(nodes, sets)
+    assert chosen == overlay
+    assert "etcd" in why
+
+
+def test_how_to_use_the_cluster_is_told_with_kubectls_place_when_the_machine_has_none() -> None:
+    (config, path, down) = places.hints_of("/k/config", "/k/bin/kubectl", None, "")
+    assert (config, path) == ("export KUBECONFIG=/k/config", "export PATH=/k/bin:$PATH")
+    assert down.startswith("make cluster-down ")
+    assert "deletes all its volumes" in down
+
+
+def test_a_cluster_of_another_name_is_ended_by_that_name() -> None:
+    (_, down) = places.hints_of("/k/config", "/k/bin/kubectl", "/usr/bin/kubectl", "ci")
+    assert down.startswith("TWINPOD_CLUSTER=ci make cluster-down ")
+
+
+def test_what_a_tool_says_when_it_fails_is_one_line() -> None:
+    with pytest.raises(demo.EnvironmentFault, match=r": it broke$"):
+        places.answer([sys.executable, "-c", "raise SystemExit('it broke')"])
+
+
 def test_a_context_without_a_registry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWINPOD_CONTEXT", "prod")
     monkeypatch.delenv("TWINPOD_REGISTRY", raising=False)
-    with pytest.raises(demo.InputError, match="TWINPOD_REGISTRY"):
+    with pytest.raises(InputError, match="TWINPOD_REGISTRY"):
         demo.find_place(must=True)
 
 
-def test_a_pool_for_the_smoke_job_is_a_sound_resource() -> None:
-    from twinpod.api.load import check
-
-    job = yaml.safe_load(demo.SMOKE.read_text())
-    assert check(demo.pool_of("smoke", job))
+def test_a_command_is_told_as_a_person_types_it() -> None:
+    kubectl = demo.Kubectl(context="big", namespace="demo")
+    assert demo.typed(kubectl, "delete rlj", "x") == "kubectl --context big -n demo delete rlj x"
