@@ -17,13 +17,13 @@ setup: ## third-party packages (once a machine) and this checkout's .venv (secon
 demo: setup ## the main job: the reverse-letters sample on Kubernetes (TWINPOD_CONTEXT, else a cluster made here, else local mode)
 	@$(PY) tools/demo
 
-smoke: setup ## two iterations and a pool on Kubernetes; the exit code tells; never falls back to local mode
+smoke: setup ## a job and a pool that prove themselves on Kubernetes; the exit code tells; never falls back to local mode
 	@$(PY) tools/demo --smoke
 
 images: setup ## build the container images with buildah (needs root); unchanged ones cost seconds
-	@./tools/images build
+	@$(PY) tools/images build
 
-demo-local: ## the same without set-up; resumes runs/<job> where it stopped
+demo-local: $(PY) ## the same without set-up; resumes runs/<job> where it stopped
 	@.venv/bin/twinpod run $(SAMPLE) --local
 
 test: setup ## unit, structure and flow tests (some minutes)
@@ -66,14 +66,17 @@ soak: setup ## a long run with random kills of every process, then the long chec
 cluster-up: setup ## a Kubernetes cluster with two nodes on this machine (needs root; the first time builds it)
 	@$(PY) -m tests.cluster up
 
-cluster-down: ## stop it; nothing is left but built programs and pushed images
+cluster-down: $(PY) ## stop it and delete its volumes; nothing is left but built programs and pushed images
 	@$(PY) -m tests.cluster down
 
-cluster-kubeconfig: ## print the path of its kubeconfig (with make -s)
+cluster-kubeconfig: $(PY) ## print the path of its kubeconfig (with make -s)
 	@$(PY) -m tests.cluster kubeconfig
 
-doctor: ## what this machine lacks, and the command that mends it
+doctor: $(PY) ## what this machine lacks, and the command that mends it
 	@.venv/bin/twinpod doctor
+
+$(PY):
+	@echo "this checkout is not set up; run: make setup" >&2; exit 1
 
 clean: ## remove .venv, caches and build output of this checkout; runs/ and the shared environment stay
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

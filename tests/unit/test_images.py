@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import distributions
 from pathlib import Path
@@ -215,3 +219,45 @@ def test_the_references_are_printed_as_json_with_a_tag_each() -> None:
     found = json.loads(done.stdout)
     assert found.keys() == {f"twinpod/{name}" for name in ("operator", "etcd", "master", "trainer", "inference")}
     assert all(re.fullmatch(rf"r:1/{name}:[0-9a-f]{{12}}", reference) for name, reference in found.items())
+
+
+def listed_with(base: str) -> str:
+    command = [sys.executable, TOP / "tools/images", "list"]
+    environment = {**os.environ, "TWINPOD_BASE": base}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+
+
+def test_another_base_image_gives_other_tags() -> None:
+    assert listed_with("python:3.11-slim") != listed_with("")
+
+
+class Registry(BaseHTTPRequestHandler):
+    """Has etcd, wants a login for the trainer, knows nothing else."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200 if "/etcd/" in self.path else 401 if "/trainer/" in self.path else 404)
+        self.end_headers()
+
+    def log_message(self, *words: object) -> None:
+        """Not on the terminal."""
+
+
+def missing(registry: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, TOP / "tools/images", "missing", "--registry", registry]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def test_what_a_registry_lacks_is_told_a_line_each() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = missing(f"127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert (done.returncode, done.stdout.split()) == (0, ["master", "operator", "trainer", "inference"])
+
+
+def test_a_registry_that_is_not_there_is_told_before_anything_is_built() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        done = missing(f"127.0.0.1:{taken.getsockname()[1]}")
+    assert done.returncode == 1
+    assert "does not answer as a registry" in done.stderr
