@@ -1,4 +1,7 @@
-"""`twinpod doctor`: what local mode needs of a machine, what this one lacks, and the command that mends it."""
+"""`twinpod doctor`: what local mode needs of a machine, what this one lacks, and the command that mends it.
+
+What a Kubernetes cluster on this machine would need besides is told, too, but lacking it is no fault.
+"""
 
 from __future__ import annotations
 
@@ -9,37 +12,38 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
-GIB = 2**30
+from twinpod.cli import doctor_cluster
+from twinpod.cli.finding import GIB, Finding, memory_of
+
 NEEDED_MEMORY = 8 * GIB
 NEEDED_DISK = 2 * GIB
 PACKAGES = ("torch", "megatron.core", "sglang", "transformers", "grpc", "aetcd", "tokenizers", "reasoning_gym")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at. `mend` is a command, or empty when nothing is wrong."""
-
-    name: str
-    good: bool
-    what: str
-    mend: str
-
-
 def execute(arguments: argparse.Namespace) -> int:
-    """0 when nothing is lacking, else 1."""
-    findings = [look() for look in LOOKS]
+    """0 when nothing is lacking for local mode, else 1."""
+    local, cluster = [look() for look in LOOKS], list(doctor_cluster.findings())
     if arguments.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        told = [asdict(one) | {"needed_for": "local mode"} for one in local]
+        told += [asdict(one) | {"needed_for": "a cluster on this machine"} for one in cluster]
+        print(json.dumps(told, indent=2))
     else:
-        for finding in findings:
-            print(f"{'ok  ' if finding.good else 'LACK'} {finding.name:<14} {finding.what}")
-            if not finding.good:
-                print(f"     {'':<14} mend: {finding.mend}")
-    return 0 if all(finding.good for finding in findings) else 1
+        print("\n".join(lines(local, "LACK")))
+        print("for a Kubernetes cluster on this machine, as `make demo` makes one:")
+        print("\n".join(lines(cluster, "WARN")))
+    return 0 if all(finding.good for finding in local) else 1
+
+
+def lines(findings: Iterable[Finding], bad: str) -> Iterator[str]:
+    """What a person reads; `bad` marks what is lacking. Pure."""
+    for finding in findings:
+        yield f"{'ok  ' if finding.good else bad} {finding.name:<14} {finding.what}"
+        if not finding.good:
+            yield f"     {'':<14} mend: {finding.mend}"
 
 
 def python() -> Finding:
@@ -80,8 +84,7 @@ def namespaces() -> Finding:
 
 def memory() -> Finding:
     """Memory that is free now; shared memory is part of it, because local mode mounts its own."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
+    free = memory_of("MemAvailable")
     what = f"{free / GIB:.1f} GiB free, {NEEDED_MEMORY / GIB:.0f} wanted for the samples"
     return Finding(
         name="memory", good=free >= NEEDED_MEMORY, what=what, mend="end other programs, or take a larger machine"
