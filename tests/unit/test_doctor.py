@@ -30,9 +30,9 @@ def test_json_tells_what_each_finding_is_needed_for(capsys: pytest.CaptureFixtur
         (doctor_cluster.go((1, 26)), True, "Go 1.26"),
         (doctor_cluster.go((1, 19)), True, "Go 1.19; 1.26 is fetched from PyPI"),
         (doctor_cluster.go(None), True, "no Go; 1.26 is fetched from PyPI"),
-        (doctor_cluster.packages("https://mirror/debian", ""), True, "Debian bookworm from https://mirror/debian"),
-        (doctor_cluster.packages("", ""), False, "no source of Debian bookworm"),
-        (doctor_cluster.packages("", "python:3.11-slim"), True, "images stand on python:3.11-slim"),
+        (doctor_cluster.packages(True, ""), True, "a source of Debian bookworm"),
+        (doctor_cluster.packages(False, ""), False, "no source of Debian bookworm"),
+        (doctor_cluster.packages(False, "python:3.11-slim"), True, "images stand on python:3.11-slim"),
         (doctor_cluster.packages(None, ""), False, "no apt-get"),
     ],
 )

@@ -61,15 +61,15 @@ def go(version: tuple[int, int] | None) -> Finding:
     return Finding(name="go", good=True, what=what, mend="")
 
 
-def packages(source: str | None, base: str) -> Finding:
-    """Debian packages, and what the images stand on. `source`: apt's of the suite; None without apt."""
+def packages(source: bool | None, base: str) -> Finding:
+    """Debian packages, and what the images stand on. `source`: whether apt has one of the suite; None without apt."""
     mend = f"name an image with Python 3.11: TWINPOD_BASE=IMAGE; or give apt a source of Debian {SUITE}"
     if source is None:
         return Finding(name="apt", good=False, what="no apt-get: runc, buildah and others come by it", mend=mend)
     if base:
         return Finding(name="apt", good=True, what=f"images stand on {base}", mend="")
-    what = f"Debian {SUITE} from {source}" if source else f"apt has no source of Debian {SUITE}"
-    return Finding(name="apt", good=bool(source), what=what, mend=mend)
+    what = f"apt has {'a' if source else 'no'} source of Debian {SUITE}"
+    return Finding(name="apt", good=source, what=what, mend=mend)
 
 
 def control_groups(machine: Path) -> Finding:
@@ -100,10 +100,9 @@ def _go_version() -> tuple[int, int] | None:
     return max(found, default=None)
 
 
-def _apt_source() -> str | None:
-    """Where apt finds the suite; empty when it has no source of it, None when there is no apt."""
+def _apt_source() -> bool | None:
+    """Whether apt has a source of the suite; None when there is no apt."""
     if shutil.which("apt-get") is None:
         return None
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", f"Codename: {SUITE}"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    return said[0] if said else ""
+    return bool(subprocess.run(command, capture_output=True, text=True, check=False).stdout.split())
