@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -94,6 +96,21 @@ def test_images_that_a_person_has_set_below_are_cleared() -> None:
     }
 
 
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on this machine")
+@pytest.mark.parametrize("overlay", ["default", "embedded"])
+def test_each_overlay_takes_our_images_where_a_person_has_set_others(tmp_path: Path, overlay: str) -> None:
+    tree = tmp_path / "manifests"
+    shutil.copytree(TOP / "manifests", tree)
+    for one in ("default", "embedded"):
+        with (tree / one / "kustomization.yaml").open("a") as file:
+            file.write("images: [{name: twinpod/etcd, newName: mine/etcd, newTag: v0}]\n")
+    names = ("operator", "etcd", "master", "trainer", "inference")
+    demo.set_images(tree, overlay, {f"twinpod/{name}": f"r:1/twinpod/{name}:t" for name in names})
+    text = subprocess.run(["kubectl", "kustomize", tree / overlay], check=True, capture_output=True, text=True).stdout
+    assert "mine/etcd" not in text
+    assert all(f"r:1/twinpod/{name}:t" in text for name in names)
+
+
 def node(*, ready: bool = True, taint: str = "", cordoned: bool = False) -> dict[str, Any]:
     taints = [{"key": "x", "effect": taint}] if taint else []
     conditions = [{"type": "Ready", "status": str(ready)}]
@@ -149,6 +166,14 @@ def test_a_context_without_a_registry_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("TWINPOD_REGISTRY", raising=False)
     with pytest.raises(InputError, match="TWINPOD_REGISTRY"):
         demo.find_place(must=True)
+
+
+def test_an_interrupt_tells_how_to_follow_and_to_delete_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), demo.told_when_interrupted(demo.Kubectl(namespace="demo"), "x"):
+        raise KeyboardInterrupt
+    said = capsys.readouterr().out
+    assert "kubectl -n demo get rl -w" in said
+    assert "kubectl -n demo delete rlj x" in said
 
 
 def test_a_command_is_told_as_a_person_types_it() -> None:
