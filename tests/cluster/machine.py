@@ -53,7 +53,7 @@ def check_space(root: Path, more_gib: int = 0) -> None:
     cache().mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache()).free / 2**30
     if free < needed:
-        missing = f"needs {needed} GiB free in {cache()} for images, found {free:.1f}"
+        missing = f"needs {needed} GiB free in {cache()} for programs and images, found {free:.1f}"
         raise ClusterFault(f"{missing}; free {needed - free:.1f} GiB or set TWINPOD_CACHE to a folder on a larger disk")
 
 
