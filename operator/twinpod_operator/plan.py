@@ -77,7 +77,7 @@ def _go_on(observed: Observed, memory: Memory, job: RLJob, platform: Platform, n
     actions += plan_children(observed, platform, observed.uid, job)
     if job.spec.suspend:
         memory = replace(memory, start=0.0, placing_since=0.0, not_before=0.0)
-        stop = plan_stop(observed, memory, now)
+        stop = plan_stop(observed, memory, now, master_first=True)
         return _told(observed, memory, job, now, actions=[*actions, *stop.actions], wake=stop.wake, notes=stop.notes)
     actions += certificates_due(observed, job, platform, now)
     run = plan_run(observed, replace(memory, start=memory.start or now), job, platform, now)

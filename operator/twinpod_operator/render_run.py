@@ -97,6 +97,7 @@ class Attempt:
             "TWINPOD_ADDRESS": names.pod_host(pod, self.name, self.namespace),
             "TWINPOD_MASTER": f"{master}:{names.MASTER_PORT}",
             "TWINPOD_ETCD": ",".join(self.platform.etcd),
+            "TWINPOD_GRACE_S": str(self.platform.grace_s),
             "HOME": names.TEMPORARY_FOLDER,
         }
         if not accelerators:

@@ -76,6 +76,30 @@ async def test_a_master_killed_at_any_event_resumes_without_loss_or_repeat(tmp_p
         assert_sound(world, folder)
 
 
+@pytest.mark.parametrize("moves_memory", [False, True])
+async def test_a_master_told_to_leave_at_any_event_loses_no_commit_whenever_snapshots_are_due(
+    tmp_path: Path, moves_memory: bool
+) -> None:
+    straight = World(tmp_path / "straight", snapshot_every=100, hybrid_replicas=2, moves_memory=moves_memory)
+    await straight.run()
+    left = 0
+    for after in range(1, straight.plug.seen, 5):
+        folder = tmp_path / f"leave-{after}"
+        world = World(folder, snapshot_every=100, hybrid_replicas=2, moves_memory=moves_memory)
+        ended = await world.run(leave_after=after)
+        assert ended is not world.told_to_leave, after
+        if not ended:
+            left += 1
+            before = inspect(folder)
+            assert [one.snapshot != "" for one in before.iterations][-1:] in ([], [True]), after
+            world.plug = Plug()
+            assert await world.run()
+        report = inspect(folder)
+        assert (report.state, report.iterations_committed, report.line) == ("Succeeded", 3, 1), after
+        assert_sound(world, folder)
+    assert left > straight.plug.seen // 10, "in most of a run it is taken"
+
+
 async def test_a_lost_training_half_ends_the_run_and_the_next_start_resumes_it(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.fail[Verb.TRAIN] = EngineFault("the ranks died")

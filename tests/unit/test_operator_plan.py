@@ -304,6 +304,26 @@ def test_a_suspended_job_has_no_pods_and_goes_on_with_new_ones() -> None:
     assert (status["restarts"], status["infrastructureFaults"]) == (0, 0)
 
 
+def test_the_master_of_a_suspended_job_goes_first_so_that_its_trainers_take_a_last_snapshot() -> None:
+    cluster = FakeCluster()
+    key = started(cluster)
+    cluster.edit(key, suspend=True)
+    while "x-master-a1" in cluster.pods:
+        assert "deletionTimestamp" not in cluster.pods["x-hybrid-0-a1"]["metadata"]
+        cluster.run(key, 1, step=1)
+    cluster.run(key, 20)
+    assert cluster.pods == {}
+
+
+def test_a_master_that_does_not_go_keeps_the_others_no_longer_than_its_grace() -> None:
+    cluster = FakeCluster()
+    key = started(cluster)
+    cluster.edit(key, suspend=True)
+    cluster.lose_node(cluster.pods["x-master-a1"]["spec"]["nodeName"])
+    cluster.run(key, 120)
+    assert all("deletionTimestamp" in raw["metadata"] for raw in cluster.pods.values())
+
+
 def test_a_job_that_is_born_suspended_starts_with_its_first_attempt() -> None:
     cluster = FakeCluster()
     key = started(cluster, suspend=True)

@@ -45,10 +45,16 @@ class Run:
     ended: Ended | None = None
 
 
-def plan_stop(observed: Observed, memory: Memory, now: float) -> Stop:
-    """Delete what belongs to older attempts, and tell who is waited for."""
+def plan_stop(observed: Observed, memory: Memory, now: float, *, master_first: bool = False) -> Stop:
+    """Delete what belongs to older attempts, and tell who is waited for.
+
+    `master_first`: nothing is wrong with them, so the master takes a snapshot before the others go.
+    """
     old = [pod for pod in observed.pods if pod.attempt < memory.attempt]
-    actions: list[Action] = [Delete(kind="Pod", name=pod.name, uid=pod.uid) for pod in old if not pod.deleting]
+    masters = [pod for pod in old if pod.role == names.Role.MASTER and may_live(pod, now)] if master_first else []
+    actions: list[Action] = [
+        Delete(kind="Pod", name=pod.name, uid=pod.uid) for pod in masters or old if not pod.deleting
+    ]
     actions += unpublish(old, now)
     alive = [pod for pod in old if may_live(pod, now)]
     wake = [pod.delete_by + OVERDUE_S + 1.0 - now for pod in alive if pod.deleting]

@@ -31,6 +31,7 @@ class Environment:
     run: Path = field(default=Path(names.RUN_FOLDER))
     shm: Path = field(default=Path(names.ARENA_FOLDER))
     pool_file: Path | None = None  # pool.json, in a pod of a RolloutPool
+    grace_s: int = 30  # from SIGTERM to SIGKILL
 
     @property
     def model_folder(self) -> Path:
@@ -46,6 +47,7 @@ _TEXTS = {
     "address": "TWINPOD_ADDRESS",
     "master": "TWINPOD_MASTER",
 }
+_NUMBERS = {"attempt": "TWINPOD_ATTEMPT", "grace_s": "TWINPOD_GRACE_S"}
 _PATHS = {
     "job_file": "TWINPOD_JOB_FILE",
     "tls": "TWINPOD_TLS",
@@ -69,9 +71,10 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
             mend="these processes are started by the operator or by `twinpod run --local`, not by hand",
         )
     texts = {key: source[name] for key, name in _TEXTS.items()}
-    attempt = source.get("TWINPOD_ATTEMPT", "1")
-    if not attempt.isdecimal():
-        raise InputError(f"TWINPOD_ATTEMPT is {attempt!r}, not a number", where="environment")
+    numbers = {key: source[name] for key, name in _NUMBERS.items() if source.get(name)}
+    if wrong := [key for key, text in numbers.items() if not text.isdecimal()]:
+        raise InputError(f"{_NUMBERS[wrong[0]]} is {numbers[wrong[0]]!r}, not a number", where="environment")
+    whole = {"attempt": 1} | {key: int(text) for key, text in numbers.items()}
     paths = {key: Path(source[name]) for key, name in _PATHS.items() if source.get(name)}
     members = tuple(member.strip() for member in source["TWINPOD_ETCD"].split(",") if member.strip())
-    return Environment(**texts, **paths, attempt=int(attempt), etcd=members)  # type: ignore[arg-type]
+    return Environment(**texts, **paths, **whole, etcd=members)  # type: ignore[arg-type]

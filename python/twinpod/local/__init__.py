@@ -175,10 +175,10 @@ class Launcher:
 
     async def _attempt(self, runs: list[PodRun], master: str, etcd: asyncio.Task[None]) -> Decision:
         """Runs all pods until the job has a verdict, then ends those that still run."""
-        tasks = {asyncio.create_task(run.run()) for run in runs}
+        tasks = {run.pod.name: asyncio.create_task(run.run()) for run in runs}
         outcomes: list[Outcome] = []
         most = self._job.spec.failure_policy.max_restarts
-        pending = set(tasks)
+        pending = set(tasks.values())
         try:
             while pending:
                 await asyncio.wait({*pending, etcd}, return_when=asyncio.FIRST_COMPLETED)
@@ -194,9 +194,12 @@ class Launcher:
                     return decision
             raise EnvironmentFault("every pod ended, but the master was not among them", where=str(self._folder.root))
         finally:
-            for task in tasks:
+            if self._signal:  # nothing is wrong with them: the master takes a snapshot before the others go
+                tasks[master].cancel()
+                await asyncio.gather(tasks[master], return_exceptions=True)
+            for task in tasks.values():
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     def _stop(self, number: int, cancel: Callable[[], bool]) -> None:
         """First signal: end everything within the grace. Second: at once, the kernel kills the namespace."""

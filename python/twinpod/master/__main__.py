@@ -57,6 +57,7 @@ from twinpod.telemetry.tensorboard import BoardFiles
 log = logging.getLogger("twinpod.master")
 
 EXIT_RETRY, EXIT_STALE, EXIT_STOPPED = 3, 4, 143
+LEAVE_SHARE = 0.75  # of the grace; what is left is for the end of everything else
 
 
 def exit_code(error: TwinpodError) -> int:
@@ -118,27 +119,37 @@ async def run(job: RLJob, environment: Environment) -> int:
         )
         conductor = Conductor(parts)
         watching = leave_when_superseded(board, lambda: conductor.epoch, asyncio.sleep)
-        return await conduct(conductor, reporter, watching)
+        return await conduct(conductor, reporter, watching, LEAVE_SHARE * environment.grace_s)
 
 
-async def conduct(conductor: Conductor, reporter: Reporter, watching: Coroutine[None, None, None]) -> int:
-    """Run to the end, until SIGTERM, or until `watching` raises; says in the books how it ended."""
+async def conduct(
+    conductor: Conductor, reporter: Reporter, watching: Coroutine[None, None, None], leave_s: float
+) -> int:
+    """Run to the end, until SIGTERM, or until `watching` raises; says in the books how it ended.
+
+    SIGTERM lets the conductor leave, for `leave_s` seconds at most; the second one ends it where it stands.
+    """
     loop = asyncio.get_running_loop()
     work, telling = loop.create_task(conductor.run()), loop.create_task(reporter.tell_for_ever())
     watch = loop.create_task(watching)
+
+    def stop() -> None:
+        if conductor.leave():
+            loop.call_later(leave_s, work.cancel)
+        else:
+            work.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, work.cancel)
+        loop.add_signal_handler(number, stop)
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
             await watch
-        await work
+        return 0 if await work else await stopped(reporter)
     except asyncio.CancelledError:
-        log.info("told to stop; the same command goes on from the last commit")
-        await reporter.phase("stopped", state="Interrupted")
-        return EXIT_STOPPED
+        return await stopped(reporter)
     except TwinpodError as error:
         code = exit_code(error)
         log.error("the run stops", extra={"why": error.line(), "exit_code": code})  # noqa: TRY400  # one line, no traceback
@@ -148,12 +159,18 @@ async def conduct(conductor: Conductor, reporter: Reporter, watching: Coroutine[
             )
         print(f"twinpod.master: {error.line()}", file=sys.stderr)
         return code
-    else:
-        return 0
     finally:
         for task in (telling, watch):
             task.cancel()
         await asyncio.gather(telling, watch, return_exceptions=True)
+
+
+async def stopped(reporter: Reporter) -> int:
+    """Told to stop: what the books say of it, and the exit code."""
+    kept = not reporter.done or bool(reporter.done[-1].snapshot)
+    log.info("told to stop; the same command goes on from the last %s", "commit" if kept else "snapshot")
+    await reporter.phase("stopped", state="Interrupted")
+    return EXIT_STOPPED
 
 
 def over(books: Books, iterations: int) -> bool:

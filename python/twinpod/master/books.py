@@ -152,6 +152,11 @@ class Books:
             iteration=iteration, version=version, newest_version=newest, snapshot=snapshot, line=line, rolled_back=lost
         )
 
+    def keep_snapshot(self, iteration: int, snapshot: str) -> None:
+        """A snapshot of an iteration that was committed without one."""
+        with self._transaction() as db:
+            db.execute(_KEEP_SNAPSHOT, (snapshot, iteration))
+
     def record_version(self, version: int, iteration: int, digest: str) -> None:
         """A version that engines may answer with from now on; the same one may be recorded again."""
         with self._transaction() as db:
@@ -220,10 +225,7 @@ class Books:
             _count(db, "trajectories_masked", sum(bool(row[2]) for row in rows))
 
     def drop(self, group_ids: Sequence[int], reason: str) -> None:
-        """Give groups up; their prompts may be begun again in the same pass.
-
-        Counted under `groups_dropped_<reason>`.
-        """
+        """Give groups up, counted as `groups_dropped_<reason>`; their prompts may be begun again in the same pass."""
         with self._transaction() as db:
             db.executemany(
                 "UPDATE groups SET state = 'dropped' WHERE group_id = ? AND state IN ('open', 'finished')",
@@ -297,6 +299,7 @@ def floats(logps: Sequence[float]) -> bytes:
     return np.asarray(logps, dtype="<f4").tobytes()
 
 
+_KEEP_SNAPSHOT = "UPDATE iterations SET snapshot = ? WHERE iteration = ? AND rolled_back = 0"
 _FINISH_GROUP = """
 UPDATE groups SET state = 'finished' WHERE state = 'open'
 AND group_id = (SELECT group_id FROM trajectories WHERE trajectory_id = ?)

@@ -6,7 +6,8 @@ are the circle.
 Promises. The order of a commit is snapshot (if due), books, etcd (design 8.4): a master killed anywhere resumes from
 the books with nothing lost and nothing done twice. Nothing here is remembered that the books do not know, except the
 shards of the newest version, which a resume publishes again. An error of a half ends the run with that error; who
-starts the master again resumes it.
+starts the master again resumes it. A master that is told to leave takes a snapshot of what is committed first, so that
+a planned stop costs no iteration.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import asyncio
 import json
 import logging
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from twinpod.master.prompts import PromptSource
 from twinpod.master.rewards import Judge
 from twinpod.master.settings import MasterSettings
 from twinpod.master.sinks import EvaluationSink, Shelf, TrainingSink
+from twinpod.master.snapshots import prune, snapshot_folder
 from twinpod.master.takeover import EPOCH_TRIES
 from twinpod.records import codec
 from twinpod.records.life import Verb
@@ -76,19 +77,34 @@ class Conductor:
         self._weights: Copies | None = None
         self._preparing: asyncio.Task[None] | None = None  # engines that come up beside a publication
         self._served = ""  # what the engines said they served at the end of the rollout phase, for an error's line
+        self._iterating = self._leaving = False
 
     @property
     def epoch(self) -> int:
         """The job epoch that this master has taken; 0 before."""
         return self._epoch
 
-    async def run(self) -> None:
-        """From where the books stand to `Succeeded`."""
+    def leave(self) -> bool:
+        """End soon: rollouts are cut short, an iteration beyond them is committed. False when nothing is to be kept."""
+        if self._leaving or not self._iterating:
+            return False
+        self._leaving = True
+        self._p.desk.close()
+        return True
+
+    async def run(self) -> bool:
+        """From where the books stand to `Succeeded`; False when it has left before."""
         try:
             start = await self._take_over()
+            self._iterating = True
             for iteration in range(start.iteration + 1, self._s.iterations + 1):
-                await self._iterate(iteration)
-            await self._finish()
+                if self._leaving or not await self._iterate(iteration):
+                    await self._keep(iteration)
+                    return False
+            self._iterating = False
+            if not self._leaving:
+                await self._finish()
+            return not self._leaving
         finally:
             if self._preparing:
                 self._preparing.cancel()
@@ -128,12 +144,14 @@ class Conductor:
 
     # -- one iteration
 
-    async def _iterate(self, iteration: int) -> None:
-        """The circle, once."""
+    async def _iterate(self, iteration: int) -> bool:
+        """The circle, once; False when its rollout phase was cut short to leave."""
         timer = PhaseTimer(self._p.clock)
         async with self._p.crew.helped(self._need_weights(), iteration):
             await self._serve(timer, iteration)
             groups = await self._generate(timer, iteration)
+        if self._leaving:
+            return False
         await self._rest(timer, iteration)
         batch = await self._batch(iteration, groups)
         stats = None
@@ -145,6 +163,17 @@ class Conductor:
         snapshot = await self._snapshot(timer, iteration)
         await self._make_way(timer, iteration)
         await self._commit(timer, iteration, batch, groups, stats, snapshot)
+        return True
+
+    async def _keep(self, iteration: int) -> None:
+        """What was committed since the newest snapshot becomes one, in place of the iteration that is not to be."""
+        reporter, timer = self._p.reporter, PhaseTimer(self._p.clock)
+        if not reporter.done or reporter.done[-1].snapshot:
+            return
+        await self._rest(timer, iteration)
+        last = replace(reporter.done[-1], snapshot=await self._snapshot(timer, iteration - 1))
+        await self._p.shelf.do(lambda books: books.keep_snapshot(last.iteration, last.snapshot))
+        reporter.history([*reporter.done[:-1], last])
 
     async def _serve(self, timer: PhaseTimer, iteration: int) -> None:
         """The engines of hybrid pods take the newest version; one that cannot ends the run."""
@@ -232,10 +261,11 @@ class Conductor:
 
     async def _snapshot(self, timer: PhaseTimer, iteration: int) -> str:
         """A durable snapshot when one is due; its folder, or "". The books name it before anyone relies on it."""
-        if iteration % self._s.snapshot_every and iteration != self._s.iterations:
+        due = iteration % self._s.snapshot_every == 0 or iteration == self._s.iterations
+        if not due and not self._leaving:
             return ""
         await self._p.reporter.phase("snapshot", waiting_for="trainer")
-        folder = str(self._p.snapshots / f"iteration-{iteration:06d}-epoch-{self._epoch}")
+        folder = snapshot_folder(self._p.snapshots, iteration, self._epoch)
         with timer.spend("snapshot"):
             await self._p.crew.train(Order(verb=Verb.SNAPSHOT, iteration=iteration, argument=folder, deadline_s=3600))
         return folder
@@ -273,7 +303,7 @@ class Conductor:
             earlier = (
                 Path(one.snapshot).name for one in p.reporter.done[:-1][-self._s.snapshot_every :] if one.snapshot
             )
-            _prune(p.snapshots, {Path(snapshot).name, *earlier})
+            prune(p.snapshots, {Path(snapshot).name, *earlier})
 
     def _record(
         self, timer: PhaseTimer, iteration: int, batch: Batch, groups: int, stats: TrainStats | None, snapshot: str
@@ -368,10 +398,3 @@ class _Shards:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-
-def _prune(folder: Path, keep: set[str]) -> None:
-    """Remove snapshots that were replaced."""
-    for old in folder.glob("iteration-*-epoch-*"):
-        if old.name not in keep:
-            shutil.rmtree(old, ignore_errors=True)

@@ -113,6 +113,7 @@ class Desk:
         self._changed = asyncio.Event()
         self._filling = asyncio.Lock()
         self._iteration = 0
+        self._closed = False
 
     async def run(self, buffer: WorkBuffer, sink: Sink, roster: Roster, tell: Callable[[int, int], None]) -> None:
         """One rollout phase, to its end.
@@ -126,6 +127,8 @@ class Desk:
         closed_at: float | None = None
         try:
             buffer.settle()
+            if self._closed:
+                buffer.close()
             self._wake()
             while not buffer.done:
                 await self._wait(self._patience.tick_s)
@@ -150,6 +153,13 @@ class Desk:
             raise EngineFault(
                 f"all {buffer.failures} work items failed", where="rollout workers", mend="see the engines' logs"
             )
+
+    def close(self) -> None:
+        """End the phase that runs, and each that comes: what is being generated is cut and taken back."""
+        self._closed = True
+        if self._phase:
+            self._phase.buffer.close()
+            self._wake()
 
     def lose(self, worker: str) -> None:
         """A worker is gone for good: what it holds is handed out again."""

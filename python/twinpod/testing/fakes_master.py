@@ -12,10 +12,12 @@ import asyncio
 import contextlib
 import json
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from twinpod.coordination.keys import Keys
 from twinpod.coordination.memory import MemoryStore
@@ -50,16 +52,20 @@ class PowerCut(Exception):  # not an error of Twinpod: the fake's kill -9
 
 @dataclass(slots=True)
 class Plug:
-    """Counts events; `after` of them have happened when the next one kills."""
+    """Counts events; `after` of them have happened when the next one kills, `tell_after` when `tell` is called."""
 
     after: int = -1
     seen: int = 0
+    tell: Callable[[], None] | None = None
+    tell_after: int = -1
 
     def event(self) -> None:
         """One more event."""
         self.seen += 1
         if 0 <= self.after < self.seen:
             raise PowerCut
+        if self.tell and self.seen == self.tell_after:
+            self.tell()
 
 
 def settings(**changes: object) -> MasterSettings:
@@ -173,6 +179,7 @@ class World:
         self.silent: tuple[str, ...] = ()  # pods whose inference half does not answer
         self.fail: dict[Verb, TwinpodError] = {}  # the next order of that verb fails so
         self.away_during: Verb | None = None  # etcd goes away with such an order and is back with the next one
+        self.told_to_leave = False  # the conductor took it
         self.prompts, self.held_out = prompts(12), prompts(3, first=12)
 
     @property
@@ -216,8 +223,11 @@ class World:
         kind, _, pod = address.partition(":")
         return FakeHalf(self, HalfKind(kind), pod)
 
-    async def run(self) -> None:
-        """One master, with a worker a pod, until it ends; a PowerCut closes its files and nothing else."""
+    async def run(self, *, leave_after: int = -1) -> bool:
+        """One master, with a worker a pod, until it ends; a PowerCut closes its files and nothing else.
+
+        `leave_after`: so many events, then the conductor is told to leave.
+        """
         await self.join()
         books = Books.open(self.folder / "state", Identity(job="j", fields={"spec.seed": "7"}))
         # closed last: a thread may still be at work with them
@@ -242,20 +252,28 @@ class World:
                 clock=_still,
                 wall=_still,
             )
-            master = asyncio.create_task(Conductor(parts).run())
+            conductor = Conductor(parts)
+
+            def leave() -> None:
+                self.told_to_leave = conductor.leave()
+
+            self.plug.tell, self.plug.tell_after = leave, leave_after
+            master = asyncio.create_task(conductor.run())
             crowd = [asyncio.create_task(self._work(pod, desk)) for pod in (*self.hybrid, *self.helpers)]
             try:
                 while not master.done():
-                    await asyncio.wait((master, *crowd), return_when=asyncio.FIRST_COMPLETED)
+                    everyone: list[asyncio.Task[Any]] = [master, *crowd]
+                    await asyncio.wait(everyone, return_when=asyncio.FIRST_COMPLETED)
                     for task in [one for one in crowd if one.done()]:
                         crowd.remove(task)
                         if task.exception():
                             master.cancel()
                             await asyncio.gather(master, return_exceptions=True)
                             task.result()  # the PowerCut
-                await master
+                return await master
             finally:
-                for task in (master, *crowd):
+                master.cancel()
+                for task in crowd:
                     task.cancel()
                 await asyncio.gather(master, *crowd, return_exceptions=True)
 
