@@ -21,6 +21,7 @@ from twinpod_operator.pod_reasons import end_finding, pod_finding, scheduling_fi
 __all__ = ["child_view", "claim_view", "event_finding", "pod_view", "unix"]
 
 GRACE_S = 30.0  # of a deletion that does not say
+_DIGITS = 12  # of the largest number that we write: unix seconds
 
 
 def unix(stamp: str | None) -> float:
@@ -80,7 +81,7 @@ def child_view(raw: Manifest, applied: str = "") -> ChildView:
         digest=data_digest(raw.get("data") or {}) if secret else owned_digest(raw),
         applied=applied,
         deleting=bool(metadata.get("deletionTimestamp")),
-        renew_at=float(annotations.get(names.ANNOTATION_RENEW_AT) or 0.0),
+        renew_at=float(_number(annotations.get(names.ANNOTATION_RENEW_AT))),
         owner_uid=labels.get(names.LABEL_POOL_UID) or labels.get(names.LABEL_JOB_UID, ""),
     )
 
@@ -193,8 +194,9 @@ def _ends(status: Manifest) -> Iterator[ContainerEnd]:
             )
 
 
-def _number(label: str | None) -> int:
-    return int(label) if label is not None and label.isdecimal() else 0
+def _number(text: str | None) -> int:
+    """Of a label or annotation, which people may edit; 0 for what is no number of ours."""
+    return int(text) if text is not None and text.isdecimal() and len(text) <= _DIGITS else 0
 
 
 def _true(condition: Manifest | None) -> bool:

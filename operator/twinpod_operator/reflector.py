@@ -70,7 +70,7 @@ class Reflector:
             for raw in page.items:
                 raw.setdefault("kind", self._kind.kind)  # items of a list do not say it
                 seen.add((raw["metadata"].get("namespace", ""), raw["metadata"]["name"]))
-                self._sink.put(raw)
+                self._put(raw)
             version = version or page.version
             await asyncio.sleep(0)
         self._sink.keep_only(seen, int(version))
@@ -96,6 +96,19 @@ class Reflector:
 
     def _take(self, what: str, raw: Manifest) -> None:
         if what in ("ADDED", "MODIFIED"):
-            self._sink.put(raw)
+            self._put(raw)
         elif what == "DELETED":
             self._sink.remove(raw)
+
+    def _put(self, raw: Manifest) -> None:
+        """One object that nobody can read must not end the watch of all others."""
+        try:
+            self._sink.put(raw)
+        except Exception:  # whatever it is, it is told with its trace
+            metadata = raw["metadata"]
+            log.exception(
+                "%s %s/%s cannot be read and is left out",
+                self._kind.kind,
+                metadata.get("namespace", ""),
+                metadata["name"],
+            )

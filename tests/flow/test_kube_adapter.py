@@ -151,6 +151,35 @@ async def test_a_reflector_lists_watches_and_goes_on_from_its_last_version(scene
     assert told == ["+aPod", "=1@5", "-a"]
 
 
+async def test_an_object_that_cannot_be_read_is_left_out_and_ends_no_watch(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken: list[str] = []
+
+    class Sink:
+        def put(self, raw: dict[str, Any]) -> None:
+            if raw["metadata"]["name"] == "poison":
+                raise ValueError("could not convert string to float: 'abc'")
+            taken.append(raw["metadata"]["name"])
+
+        def remove(self, raw: dict[str, Any]) -> None: ...
+
+        def keep_only(self, seen: set[tuple[str, str]], version: int) -> None: ...
+
+    scene.handler = lambda request: (
+        web.Response(text="") if "watch" in request.query else listed([named("poison", 1), named("a", 2)], "5")
+    )
+    async with scene.api() as api:
+        reflector = Reflector(api, POD, Sink())
+        running = asyncio.create_task(reflector.run())
+        async with asyncio.timeout(10):
+            await reflector.synced.wait()
+        assert not running.done()
+        running.cancel()
+    assert taken == ["a"]
+    assert "Pod n/poison cannot be read and is left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("code", "status", "kind"),
     [

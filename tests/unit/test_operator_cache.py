@@ -10,6 +10,7 @@ from twinpod.api import names
 from twinpod_operator import cache
 from twinpod_operator.cache import Shelf
 from twinpod_operator.nouns import ChildView, Key
+from twinpod_operator.reading import child_view, pod_view
 from twinpod_operator.world import World
 
 
@@ -204,3 +205,11 @@ def test_an_event_about_a_pod_wakes_its_job() -> None:
     scene.world.events.put(event)
     scene.world.events.put(event)
     assert scene.take() == [("x", False)]
+
+
+@pytest.mark.parametrize("text", ["abc", "1e400", "-1", "", "9" * 5000, "nan"])
+def test_what_people_write_into_our_annotations_breaks_nothing(text: str) -> None:
+    notes = {names.ANNOTATION_RENEW_AT: text, names.ANNOTATION_FAILURES: text}
+    metadata = {"name": "x-tls", "namespace": "n", "uid": "u", "resourceVersion": "1", "annotations": notes}
+    assert child_view({"kind": "Secret", "metadata": metadata}).renew_at == 0.0
+    assert pod_view({"kind": "Pod", "metadata": metadata}).failures == 0
