@@ -87,19 +87,25 @@ class Operator:
         return False
 
     async def _lead(self, leader: Leader, api: Api) -> None:
-        """Works and renews; ends with whichever ends first."""
+        """Works and renews; ends with whichever ends first. Until it is ready, a signal ends it where it waits."""
         tools = Tools(settings=self._settings, login=self._login, api=api, metrics=self._metrics)
         working = asyncio.create_task(lead(tools, self._stop, self._is_ready))
         renewing = asyncio.create_task(leader.keep())
-        done, _ = await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
-        if renewing in done:
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({working, renewing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done() and not self._ready:
+            working.cancel()  # Kopf, which hears of it later, may not run yet, and what is waited for may never come
+        stopping.cancel()
+        await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
+        if renewing.done():
             self._fence.close()
             asyncio.get_running_loop().call_later(ORDERLY_S, _abandon)
             working.cancel()  # ours, from the top: Kopf waits for ever when all its tasks are cancelled at once
             await asyncio.wait({working})
             renewing.result()
         renewing.cancel()
-        working.result()
+        if not working.cancelled() or not self._stop.is_set():
+            working.result()
 
     def _is_ready(self) -> None:
         self._ready = True
