@@ -8,10 +8,12 @@ that have keys are compared with the jobs that exist, and what belongs to no job
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from twinpod.api import names
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 PREFIX = "/twinpod/"
 NOTHING = ProgressView(reach=Reach.NOT_LOOKED)
 REMEMBERED = 20_000  # uids of swept jobs
+AWAY_S = 5.0
 
 
 class EtcdAdmin:
@@ -39,6 +42,8 @@ class EtcdAdmin:
         self._swept: OrderedDict[str, None] = OrderedDict()
         self._orphans: set[tuple[str, str]] = set()
         self._demanded = False
+        self._away: EnvironmentFault | None = None  # what the newest call met, and until when the next ones meet it too
+        self._away_until = -math.inf
 
     def view(self, uid: str) -> ProgressView:
         """See ProgressBook."""
@@ -58,6 +63,7 @@ class EtcdAdmin:
             found = await self._store.get_many(list(wanted.values()))
         except EnvironmentFault as error:
             return self._unreachable(running, error)
+        self._away_until = -math.inf
         now = self._clock()
         changed = []
         for uid, name in wanted.items():
@@ -84,7 +90,8 @@ class EtcdAdmin:
 
     async def sweep(self, job: Sweep) -> None:
         """Removes the job's keys and its user. `Unreachable` when etcd is away: it is made up for later."""
-        await self._remove(job.namespace, job.uid)
+        with self._at_hand():
+            await self._remove(job.namespace, job.uid)
         self._swept[job.uid] = None
         while len(self._swept) > REMEMBERED:
             self._swept.popitem(last=False)
@@ -94,10 +101,24 @@ class EtcdAdmin:
         if not self._with_access:
             return
         access = Access(self._store)
-        if not self._demanded:
-            await access.demand()
-            self._demanded = True
-        await access.admit(names.etcd_user(uid), Keys(namespace=namespace, job_uid=uid).prefix)
+        with self._at_hand():
+            if not self._demanded:
+                await access.demand()
+                self._demanded = True
+            await access.admit(names.etcd_user(uid), Keys(namespace=namespace, job_uid=uid).prefix)
+
+    @contextlib.contextmanager
+    def _at_hand(self) -> Iterator[None]:
+        """A call for one job. While etcd is known to be away it fails at once: workers that wait for it one after the
+        other would hold up every other job.
+        """
+        if self._away is not None and self._clock() < self._away_until:
+            raise self._away
+        try:
+            yield
+        except EnvironmentFault as error:
+            self._away, self._away_until = error, self._clock() + AWAY_S
+            raise
 
     async def sweep_orphans(self, exists: Callable[[str], bool]) -> int:
         """Removes the keys of jobs that were gone already at the last call; says of how many."""

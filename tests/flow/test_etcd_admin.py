@@ -120,6 +120,21 @@ async def test_a_sweep_takes_the_job_s_keys_and_no_others(server: EtcdServer, st
     assert not admin.swept("u10")
 
 
+async def test_while_etcd_is_away_a_call_for_one_job_holds_up_no_other(server: EtcdServer, store: EtcdStore) -> None:
+    now = [0.0]
+    admin = EtcdAdmin(store, access=True, clock=lambda: now[0])
+    server.kill()
+    with pytest.raises(Unreachable):
+        await admin.admit("n", "u1")
+    async with asyncio.timeout(0.5):  # the store itself would try for two seconds
+        for uid in ("u1", "u2", "u3"):
+            with pytest.raises(Unreachable):
+                await admin.admit("n", uid)
+    await server.start()
+    now[0] += 60.0
+    await admin.admit("n", "u1")
+
+
 async def test_what_could_not_be_swept_is_swept_later_when_it_belongs_to_no_job_twice(store: EtcdStore) -> None:
     admin = EtcdAdmin(store, access=False)
     for uid in ("gone", "here"):
