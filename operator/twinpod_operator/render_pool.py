@@ -85,11 +85,11 @@ def render_pool(
 ) -> list[Manifest]:
     """Every manifest of a pool, in the order in which they are to be created.
 
-    `attempts`: attempt number of each pod by its index; 0 for one that is not in it.
+    `attempts`: the pods that are wanted, by index, with the attempt number of each; all `replicas` with 0 when None.
     """
     own = PoolRun(pool=pool, uid=pool_uid, run=Attempt(job=job, platform=platform, uid=job_uid, number=0))
-    numbers = attempts or {}
-    pods = [_pod(own, index, numbers.get(index, 0)) for index in range(pool.spec.replicas)]
+    numbers = dict.fromkeys(range(pool.spec.replicas), 0) if attempts is None else attempts
+    pods = [_pod(own, index, number) for index, number in sorted(numbers.items())]
     return [_config(own), _disruption(own), *_device_template(own), *pods]
 
 

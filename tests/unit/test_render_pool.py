@@ -43,12 +43,19 @@ def pod(pool: RolloutPool) -> Manifest:
 
 
 def test_a_pool_gives_these_objects_and_each_pod_has_its_own_attempt() -> None:
-    assert list(rendered(pool_with(), {1: 4})) == [
+    assert list(rendered(pool_with(), {0: 0, 1: 4})) == [
         ("ConfigMap", "extra-rollout"),
         ("PodDisruptionBudget", "extra-rollout"),
         ("Pod", "extra-rollout-0-a0"),
         ("Pod", "extra-rollout-1-a4"),
     ]
+
+
+def test_only_the_pods_that_are_wanted_are_made() -> None:
+    assert [name for kind, name in rendered(pool_with(replicas=4096), {7: 1}) if kind == "Pod"] == [
+        "extra-rollout-7-a1"
+    ]
+    assert [kind for kind, _ in rendered(pool_with(replicas=4096), {})] == ["ConfigMap", "PodDisruptionBudget"]
 
 
 def test_a_pool_of_no_pods_keeps_its_other_objects() -> None:

@@ -92,8 +92,9 @@ def _arriving(
     attempts: dict[int, int] = {}
     failures: dict[int, int] = {}
     wake: list[float] = []
+    there = _by_index(observed.pods)
     for index in range(wanted):
-        own = [pod for pod in observed.pods if pod.index == index]
+        own = there.get(index, [])
         alive = [pod for pod in own if may_live(pod, now)]
         if alive:
             wake += [max(0.5, pod.delete_by + OVERDUE_S + 1.0 - now) for pod in alive if pod.deleting]
@@ -113,8 +114,8 @@ def _arriving(
     created: list[Action] = []
     for manifest in manifests:
         metadata = manifest["metadata"]
-        if manifest["kind"] == "Pod" and (index := int(metadata["labels"][names.LABEL_INDEX])) in attempts:
-            if failures.get(index):
+        if manifest["kind"] == "Pod":
+            if failures.get(index := int(metadata["labels"][names.LABEL_INDEX])):
                 metadata["annotations"][names.ANNOTATION_FAILURES] = str(failures[index])
             created.append(Create(manifest=manifest))
     return created, min(wake, default=None)
@@ -123,13 +124,21 @@ def _arriving(
 def _given_up(pods: tuple[PodView, ...], wanted: int, job: RLJob) -> list[Finding]:
     """Indices that are not taken again, and why."""
     found = []
+    there = _by_index(pods)
     for index in range(wanted):
-        last = _newest([pod for pod in pods if pod.index == index])
+        last = _newest(there.get(index, []))
         if last is not None and _spent(last, job):
             why = last.reasons[0].message if last.reasons else "it ended"
             times = _failures(last)
             message = f"pod {last.name}: {why}; {times} in a row ended soon; scale it away and back to try again"
             found.append(Finding(reason=Reason.BUDGET_SPENT.value, message=message))
+    return found
+
+
+def _by_index(pods: tuple[PodView, ...]) -> dict[int, list[PodView]]:
+    found: dict[int, list[PodView]] = {}
+    for pod in pods:
+        found.setdefault(pod.index, []).append(pod)
     return found
 
 
