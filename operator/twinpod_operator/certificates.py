@@ -20,11 +20,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from twinpod.api import names
+from twinpod.errors import EnvironmentFault
 from twinpod.rpc.certificates import Authority, Pem, issue, make_authority
 from twinpod_operator.kinds import SECRET
 from twinpod_operator.kube import Api
-from twinpod_operator.kube_errors import AlreadyExists, ApiConflict, NotFound
-from twinpod_operator.nouns import IssueCertificates, Manifest
+from twinpod_operator.kube_errors import AlreadyExists, ApiConflict, NotFound, Refused
+from twinpod_operator.nouns import Finding, IssueCertificates, Manifest
 from twinpod_operator.ownership import data_digest
 
 DAY_S = 86_400.0
@@ -144,14 +145,24 @@ class Issuer:
         if job_uid and (found["metadata"].get("labels") or {}).get(names.LABEL_JOB_UID) != job_uid:
             return None
         data = {key: base64.b64decode(value) for key, value in (found.get("data") or {}).items()}
-        if "tls.crt" not in data or "tls.key" not in data:
-            return None
-        return Authority(certificate=data["tls.crt"], key=data["tls.key"])
+        authority = Authority(certificate=data.get("tls.crt", b""), key=data.get("tls.key", b""))
+        if not authority.sound:
+            raise spoilt(name)
+        return authority
 
     async def _etcd_authority(self) -> Authority:
+        """The platform's CA. One that was lost is not made anew beside what it signed: etcd would refuse everybody."""
         found = await self._read_authority(self._namespace, names.ETCD_AUTHORITY)
         if found is not None:
             return found
+        signed = [name for name in (names.ETCD_SERVER, names.ETCD_CLIENT) if await self._there(name)]
+        if signed:
+            raise EnvironmentFault(
+                f"is gone, and Secrets that it signed are there: {', '.join(signed)}",
+                where=f"Secret {self._namespace}/{names.ETCD_AUTHORITY}",
+                mend="restore it from a backup, or delete those as well and restart the pods of etcd: every job's"
+                " certificate is made anew then",
+            )
         fresh = make_authority("twinpod platform etcd")
         files = {"tls.crt": fresh.certificate, "tls.key": fresh.key, "ca.crt": fresh.certificate}
         try:
@@ -162,6 +173,13 @@ class Issuer:
                 raise
             return found
         return fresh
+
+    async def _there(self, name: str) -> bool:
+        try:
+            await self._api.get(SECRET, self._namespace, name)
+        except NotFound:
+            return False
+        return True
 
     async def _platform_leaf(self, wanted: PlatformSecret) -> None:
         assert self._authority is not None
@@ -186,6 +204,15 @@ class Issuer:
     def _platform_metadata(self, name: str) -> Manifest:
         labels = {names.LABEL_NAME: names.MANAGED_BY, names.LABEL_COMPONENT: "etcd"}
         return {"metadata": {"name": name, "namespace": self._namespace, "labels": labels}}
+
+
+def spoilt(name: str) -> Refused:
+    """The refusal for an authority that somebody changed. Pure."""
+    message = (
+        f'Secret "{name}": its certificate and key are not a pair any more; restore it, or delete it to have a new one'
+    )
+    finding = Finding(reason=names.Reason.CHILD_INVALID.value, message=message)
+    return Refused(message, where=f"Secret {name}", code=422, reason="Invalid", finding=finding)
 
 
 def is_address(host: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from twinpod.rpc.certificates import expires, issue, make_authority
+from twinpod.rpc.certificates import Authority, expires, issue, make_authority
 
 
 def test_a_leaf_has_its_names_and_is_signed_by_its_authority() -> None:
@@ -22,6 +22,13 @@ def test_a_leaf_has_its_names_and_is_signed_by_its_authority() -> None:
     leaf.verify_directly_issued_by(root)
     assert isinstance(leaf.public_key(), ec.EllipticCurvePublicKey)
     assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+def test_an_authority_is_sound_while_its_key_fits_its_certificate() -> None:
+    one, other = make_authority("job"), make_authority("job")
+    assert one.sound
+    for certificate, key in ((one.certificate, other.key), (one.certificate, b""), (b"no PEM", one.key)):
+        assert not Authority(certificate=certificate, key=key).sound
 
 
 def test_its_life_is_what_was_asked_for() -> None:

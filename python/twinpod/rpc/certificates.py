@@ -28,6 +28,16 @@ class Authority:
     certificate: bytes
     key: bytes
 
+    @property
+    def sound(self) -> bool:
+        """Whether both can be read and belong to each other."""
+        try:
+            certificate = x509.load_pem_x509_certificate(self.certificate)
+            key = serialization.load_pem_private_key(self.key, None)
+        except (ValueError, TypeError):
+            return False
+        return certificate.public_key() == key.public_key()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pem:
