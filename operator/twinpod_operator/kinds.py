@@ -70,17 +70,21 @@ OURS = (RL_JOB, ROLLOUT_POOL, SANDBOX_POOL)
 APPLIED = (SERVICE, CONFIG_MAP, SECRET, SERVICE_ACCOUNT, CLAIM, NETWORK_POLICY, BUDGET, DEVICE_TEMPLATE)
 """Children that are applied; all of them are watched."""
 
+KEPT = (CLAIM, SECRET)
+"""Children that the operator never deletes: models, and what a running pod mounts."""
+
 _ALL = (*OURS, POD, *APPLIED, EVENT, DEVICE_CLAIM, DEVICE_CLASS, LEASE)
 KINDS = {kind.kind: kind for kind in _ALL}
 
 USED: tuple[Use, ...] = (
-    Use(kind=RL_JOB, verbs=("list", "watch", "patch", "delete")),  # deleted when its time to live is over
-    *(Use(kind=kind, verbs=("list", "watch", "patch")) for kind in OURS if kind != RL_JOB),
+    Use(kind=RL_JOB, verbs=("list", "watch", "patch", "delete")),  # its finalizer; its time to live is over
+    *(Use(kind=kind, verbs=("list", "watch")) for kind in OURS if kind != RL_JOB),
     *(Use(kind=kind, verbs=("patch",), subresource="status") for kind in OURS),
     # Owner references with blockOwnerDeletion need it where the admission plug-in asks for it.
     *(Use(kind=kind, verbs=("update",), subresource="finalizers") for kind in OURS),
     # Read one by one: where a name may be somebody else's or a label was taken off, and the keys of authorities.
-    *(Use(kind=kind, verbs=("get", "list", "watch", "create", "patch", "delete")) for kind in (POD, *APPLIED)),
+    *(Use(kind=kind, verbs=("get", "list", "watch", "create", "patch")) for kind in (POD, *APPLIED)),
+    *(Use(kind=kind, verbs=("delete",)) for kind in (POD, *APPLIED) if kind not in KEPT),
     Use(kind=DEVICE_CLAIM, verbs=("list", "watch")),
     Use(kind=DEVICE_CLASS, verbs=("list", "watch")),
     Use(kind=EVENT, verbs=("list", "watch", "create")),

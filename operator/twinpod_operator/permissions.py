@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import yaml
 
 from twinpod.api import names
-from twinpod_operator.kinds import OURS, USED, Use
+from twinpod_operator.kinds import OURS, ROLLOUT_POOL, SANDBOX_POOL, USED, Use
 from twinpod_operator.nouns import Manifest
 
 ACCOUNT = "twinpod-operator"
@@ -46,6 +46,7 @@ def documents() -> list[Manifest]:
     inside = [use for use in USED if use.own_namespace]
     account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE}
     plurals = sorted(kind.plural for kind in OURS)
+    scales = [f"{kind.plural}/scale" for kind in (ROLLOUT_POOL, SANDBOX_POOL)]
     return [
         _named("v1", "ServiceAccount", ACCOUNT, NAMESPACE),
         {**_rbac("ClusterRole", ACCOUNT), "rules": rules(everywhere)},
@@ -60,8 +61,8 @@ def documents() -> list[Manifest]:
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": ACCOUNT},
             "subjects": [account],
         },
-        _aggregated("view", plurals, VIEW, ("view", "edit", "admin")),
-        _aggregated("edit", [*plurals, "rolloutpools/scale"], EDIT, ("edit", "admin")),
+        _aggregated("view", [*plurals, *scales], VIEW, ("view", "edit", "admin")),
+        _aggregated("edit", [*plurals, *scales], EDIT, ("edit", "admin")),
     ]
 
 

@@ -75,10 +75,24 @@ def test_a_request_that_is_not_granted_is_not_sent() -> None:
 
 def test_every_child_can_be_put_back() -> None:
     for kind in APPLIED:
-        for verb in ("patch", "delete", "list", "watch"):
+        for verb in ("get", "create", "patch", "list", "watch"):
             check_granted(verb, kind)
     for kind in OURS:
         check_granted("patch", kind, "status")
+
+
+@pytest.mark.parametrize("kind", [kinds.CLAIM, kinds.SECRET])
+def test_models_and_mounted_secrets_cannot_be_deleted_by_the_operator(kind: kinds.Kind) -> None:
+    with pytest.raises(ProtocolError, match="delete of"):
+        check_granted("delete", kind)
+
+
+def test_whoever_may_see_a_pool_sees_its_scale_and_whoever_may_edit_it_scales_it() -> None:
+    roles = {one["metadata"]["name"]: one for one in permissions.documents() if one["kind"] == "ClusterRole"}
+    for name, verb in (("twinpod-view", "get"), ("twinpod-edit", "patch")):
+        (rule,) = roles[name]["rules"]
+        assert verb in rule["verbs"]
+        assert {"rolloutpools/scale", "sandboxpools/scale"} <= set(rule["resources"])
 
 
 def test_paths() -> None:

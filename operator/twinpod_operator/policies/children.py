@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from twinpod.api import names
 from twinpod.api.types import RLJob, RolloutPool
+from twinpod_operator import kinds
 from twinpod_operator.nouns import Action, Apply, ChildView, Delete, Label, Manifest, Observed, PodView
 from twinpod_operator.ownership import revision, stamped, wanted_digest
 from twinpod_operator.policies.attempts import overdue
@@ -21,7 +22,7 @@ from twinpod_operator.render_pool import render_pool
 
 __all__ = ["job_children", "job_pods", "plan_children", "pool_children", "relabel", "unpublish"]
 
-KEPT = ("PersistentVolumeClaim", "Secret", "ResourceClaim")  # never deleted for being unknown to the renderer
+KEPT = tuple(kind.kind for kind in kinds.KEPT)  # never deleted for being unknown to the renderer
 _MOST = 20_000  # rows' tables that are remembered
 
 
@@ -52,8 +53,7 @@ def job_children(job: RLJob, platform: Platform, uid: str) -> list[Manifest]:
 
 def pool_children(pool: RolloutPool, job: RLJob, platform: Platform, job_uid: str, pool_uid: str) -> list[Manifest]:
     """Children of a pool that are no pods."""
-    manifests = render_pool(pool, job, platform=platform, job_uid=job_uid, pool_uid=pool_uid)
-    return [manifest for manifest in manifests if manifest["kind"] != "Pod"]
+    return render_pool(pool, job, platform=platform, job_uid=job_uid, pool_uid=pool_uid, attempts={})
 
 
 def plan_children(observed: Observed, platform: Platform, job_uid: str, job: RLJob) -> list[Action]:
