@@ -54,10 +54,11 @@ class Operator:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._metrics.gauges["twinpod_operator_leading"] = lambda: float(self._fence.open)
+        name = self._settings.identity
         async with (
             Liveness(self._settings.port, self._metrics, lambda: self._waiting or self._ready),
-            Api(self._login, _Open(), self._metrics, timeout_s=self._settings.lease_s / 3) as election,
-            Api(self._login, self._fence, self._metrics) as api,
+            Api(self._login, _Open(), self._metrics, identity=name, timeout_s=self._settings.lease_s / 3) as election,
+            Api(self._login, self._fence, self._metrics, identity=name) as api,
         ):
             leader = Leader(
                 election,

@@ -75,8 +75,11 @@ class Shelf(Generic[V]):
         return {self._owner(self._held[place].view) for place in self._marked}
 
     def put(self, raw: Manifest) -> None:
-        """From a list or watch."""
-        self._store(raw, self._read(raw))
+        """From a list or watch. What is no news, as the echo of a write of ours, is not even read."""
+        metadata = raw["metadata"]
+        held = self._held.get((metadata.get("namespace", ""), metadata["name"]))
+        if held is None or held.uid != metadata["uid"] or held.version < int(metadata["resourceVersion"]):
+            self._store(raw, self._read(raw))
 
     def own(self, raw: Manifest) -> None:
         """The answer to a write of ours."""

@@ -74,8 +74,12 @@ class _FencedRequest(aiohttp.ClientRequest):
 class Api:
     """Life: `async with Api(...)`. Reads pass at any time, writes only while `gate` is open."""
 
-    def __init__(self, login: Login, gate: Gate, count: Count, *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+    def __init__(
+        self, login: Login, gate: Gate, count: Count, *, identity: str = "", timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> None:
+        """`identity`: the replica's, for audit logs."""
         self._login, self._gate, self._count, self._timeout_s = login, gate, count, timeout_s
+        self._agent = f"{names.MANAGED_BY}/{identity or 'unnamed'}"
         self._bearer = Bearer(login)
         self._sessions: list[aiohttp.ClientSession] = []
 
@@ -83,6 +87,7 @@ class Api:
         fenced = type("FencedRequest", (_FencedRequest,), {"gate": self._gate})
         connector = aiohttp.TCPConnector(ssl=self._login.context(), limit=CONNECTIONS, keepalive_timeout=60.0)
         shared: dict[str, Any] = {"connector": connector, "connector_owner": False, "auto_decompress": True}
+        shared["headers"] = {"User-Agent": self._agent}
         self._connector = connector
         self._reading = aiohttp.ClientSession(**shared)
         self._writing = aiohttp.ClientSession(**shared, request_class=fenced)

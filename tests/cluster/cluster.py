@@ -32,6 +32,7 @@ class Request:
     name: str
     code: int
     at: str
+    agent: str  # what the client calls itself
 
     @property
     def writes(self) -> bool:
@@ -168,4 +169,5 @@ def _request(event: Mapping[str, Any]) -> Request | None:
         name=about.get("name", ""),
         code=int(event.get("responseStatus", {}).get("code", 0)),
         at=event["stageTimestamp"],
+        agent=event.get("userAgent", ""),
     )

@@ -178,6 +178,12 @@ class OperatorScene:
             time.sleep(0.5)
         return False
 
+    def stays_quiet(self, seconds: float) -> list[str]:
+        """What is written in that time: nothing, where all is as it should be."""
+        mark = self.cluster.audit_mark()
+        time.sleep(seconds)
+        return self.writes(mark)
+
     def _kubeconfig(self) -> None:
         """As the operator's own account, so that what it may not do fails here, too."""
         admin = yaml.safe_load(self.cluster.kubeconfig.read_text())

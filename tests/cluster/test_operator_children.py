@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.cluster.cluster import Cluster
@@ -14,11 +15,12 @@ from twinpod.api import names
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 __all__ = ["control_plane", "scene"]
+RESYNC_S = 5  # everything is looked at so often, whatever happens or does not
 
 
 @pytest.fixture(scope="module")
 def leading(scene: OperatorScene) -> Iterator[None]:
-    replica = scene.lead()
+    replica = scene.lead(TWINPOD_RESYNC_S=f"{RESYNC_S}s")
     yield
     replica.stop()
 
@@ -61,9 +63,30 @@ def test_a_job_has_its_children_and_its_status_and_then_nothing_is_written(
     for pod in scene.pods(home):
         scene.play(home, pod["metadata"]["name"])
     cluster.wait("ready", lambda: scene.conditions(home, "x")["WorkersReady"][0] == "True")
-    assert scene.quiet(8), "nothing more to say"
+    assert scene.quiet(3), "nothing more to say"
+    assert scene.stays_quiet(3 * RESYNC_S) == []
     errors = [one for one in cluster.audit() if one.user == USER and one.namespace == home and one.code >= 400]
     assert errors == []
+
+
+EDITS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
+    ("configmap", "x-job", {"data": {"job.json": "{}"}}, "data.job|json"),
+    ("service", "x", {"spec": {"publishNotReadyAddresses": False}}, "spec.publishNotReadyAddresses"),
+    ("serviceaccount", "x", {"automountServiceAccountToken": True}, "automountServiceAccountToken"),
+    ("networkpolicy", "x-master", {"spec": {"ingress": []}}, "spec.ingress"),
+    ("networkpolicy", "x-hybrid", {"spec": {"egress": [{}]}}, "spec.egress"),
+    ("networkpolicy", "x-rollout", {"spec": {"podSelector": {"matchLabels": {"a": "b"}}}}, "spec.podSelector"),
+    ("poddisruptionbudget", "x", {"spec": {"minAvailable": 0}}, "spec.minAvailable"),
+    ("secret", "x-tls", {"data": {"tls.key": ""}}, "data.tls|key"),
+    ("secret", "x-etcd", {"data": {"ca.crt": "YQ=="}}, "data.ca|crt"),
+)
+
+
+def value(manifest: Any, path: str) -> Any:
+    """A field by its dotted path; | stands for a dot in a name."""
+    for part in path.split("."):
+        manifest = manifest.get(part.replace("|", "."))
+    return manifest
 
 
 def test_every_child_that_is_deleted_or_edited_is_put_back(scene: OperatorScene, leading: None, home: str) -> None:
@@ -76,17 +99,23 @@ def test_every_child_that_is_deleted_or_edited_is_put_back(scene: OperatorScene,
             continue  # in use by pods: its deletion waits for them
         cluster.kubectl("delete", kind, name, "-n", home, "--wait=true")
     cluster.wait("they are back", lambda: before <= children(cluster, home))
-    edit = {"data": {"job.json": "{}"}, "metadata": {"labels": {"theirs": "1"}}}
-    cluster.kubectl("patch", "configmap", "x-job", "-n", home, "--type=merge", "-p", json.dumps(edit))
+    edited = {(kind.capitalize(), name) for kind, name, *_ in EDITS}
+    others = {one for one in before if one[0] != "PersistentVolumeClaim"} - {("Secret", "x-ca")}
+    assert {(kind.capitalize(), name) for kind, name in others} == edited, "each has a row in the table"
+    for kind, name, edit, path in EDITS:
+        whole = cluster.get(kind, name, namespace=home)
+        both = edit | {"metadata": {**edit.get("metadata", {}), "annotations": {"theirs": "1"}}}
+        cluster.kubectl("patch", kind, name, "-n", home, "--type=merge", "-p", json.dumps(both))
 
-    def mended() -> bool:
-        found = cluster.get("configmap", "x-job", namespace=home)
-        return found["data"]["job.json"] != "{}" and found["metadata"]["labels"]["theirs"] == "1"
+        def mended(kind: str = kind, name: str = name, path: str = path, whole: Any = whole) -> bool:
+            found = cluster.get(kind, name, namespace=home)
+            ours = value(found, path)
+            same = bool(ours) if kind == "secret" else ours == value(whole, path)
+            return same and found["metadata"]["annotations"]["theirs"] == "1"
 
-    cluster.wait("our field is back, their label stays", mended)
-    cluster.kubectl("patch", "secret", "x-tls", "-n", home, "--type=merge", "-p", '{"data": {"tls.key": ""}}')
-    cluster.wait("a new key", lambda: bool(cluster.get("secret", "x-tls", namespace=home)["data"].get("tls.key")))
-    assert scene.quiet(5)
+        cluster.wait(f"{kind} {name}: our field is back, their annotation stays", mended)
+    assert scene.quiet(3)
+    assert scene.stays_quiet(2 * RESYNC_S) == []
 
 
 def test_a_deleted_job_leaves_only_what_it_keeps(scene: OperatorScene, leading: None, home: str) -> None:
@@ -161,7 +190,8 @@ def test_a_mutating_policy_and_limits_lead_to_no_endless_writes(scene: OperatorS
         cluster.wait("the policy is in force", mutates)
         scene.job("x", home)
         cluster.wait("both pods", lambda: all_made(scene, home))
-        assert scene.quiet(8), "what a policy changes is accepted"
+        assert scene.quiet(3), "what a policy changes is accepted"
+        assert scene.stays_quiet(3 * RESYNC_S) == []
         config = cluster.get("configmap", "x-job", namespace=home)
         assert config["metadata"]["labels"]["app.kubernetes.io/name"] == "theirs"
     finally:
