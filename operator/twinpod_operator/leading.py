@@ -101,7 +101,7 @@ class Led:
             kopf = group.create_task(watch(tools.login, self.world, stop, self.ready))
             tasks += [
                 group.create_task(self.queue.run(self.reconciler.work, workers=settings.workers)),
-                group.create_task(keep_looking(self.etcd, self.world.running, self.queue.add, settings.progress_s)),
+                group.create_task(keep_looking(self.etcd, self.world.telling, self.queue.add, settings.progress_s)),
                 group.create_task(keep_sweeping(self.etcd, self._exists, settings.sweep_s)),
                 group.create_task(keep_resyncing(tools.api, self.world, self._later, settings.resync_s)),
                 group.create_task(self._keep_certificates(renew)),

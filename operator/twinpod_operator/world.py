@@ -7,8 +7,9 @@ it is now. A resource is kept as the bytes of its JSON: at rest it is only there
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from twinpod_operator.reflector import Reflector
 
 SELECTOR = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"
 _EVENTS = "type=Warning"
+LAST_WORD_S = 60.0  # for the progress of a master that has ended to be read
 
 
 class Wake(Protocol):
@@ -46,8 +48,8 @@ class _Kept:
 class World:
     """Life: of a leader. All methods are synchronous: what is read within one of them fits together."""
 
-    def __init__(self, wake: Wake) -> None:
-        self._wake = wake
+    def __init__(self, wake: Wake, clock: Callable[[], float] = time.time) -> None:
+        self._wake, self._clock = wake, clock
         self._kept: dict[Key, _Kept] = {}
         self._keys: dict[str, Key] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()  # uids, so that no late news brings one back
@@ -118,9 +120,14 @@ class World:
                 metadata = {"name": key.name, "namespace": key.namespace, "uid": held.uid}
                 self.remove({"kind": kind, "metadata": metadata})
 
-    def running(self) -> dict[str, Key]:
-        """Jobs by uid whose master runs."""
-        masters = (pod.owner_uid for _, pod in self.pods if pod.role == names.Role.MASTER and pod.phase == "Running")
+    def telling(self) -> dict[str, Key]:
+        """Jobs by uid whose master runs, or has just said its last word."""
+        recent = self._clock() - LAST_WORD_S
+        masters = (
+            pod.owner_uid
+            for _, pod in self.pods
+            if pod.role == names.Role.MASTER and (pod.phase == "Running" or pod.ended_at > recent)
+        )
         return {uid: self._keys[uid] for uid in masters if uid in self._keys}
 
     def get(self, key: Key) -> Manifest | None:

@@ -10,7 +10,7 @@ from twinpod.api import names
 from twinpod_operator import cache
 from twinpod_operator.cache import Shelf
 from twinpod_operator.nouns import ChildView, Key
-from twinpod_operator.reading import child_view, pod_view
+from twinpod_operator.reading import child_view, pod_view, unix
 from twinpod_operator.world import World
 
 
@@ -130,7 +130,8 @@ def test_what_our_apply_led_to_is_remembered_until_somebody_applies_something_el
 class WorldScene:
     def __init__(self) -> None:
         self.woken: list[tuple[str, bool]] = []
-        self.world = World(self.wake)
+        self.now = 0.0
+        self.world = World(self.wake, lambda: self.now)
 
     def wake(self, key: Key, *, urgent: bool = False) -> None:
         self.woken.append((key.name, urgent))
@@ -205,6 +206,20 @@ def test_an_event_about_a_pod_wakes_its_job() -> None:
     scene.world.events.put(event)
     scene.world.events.put(event)
     assert scene.take() == [("x", False)]
+
+
+def test_a_master_s_last_word_is_read_for_a_minute_after_its_end() -> None:
+    scene = WorldScene()
+    scene.world.put(job(1))
+    ended = {"terminated": {"exitCode": 0, "finishedAt": "2026-01-01T00:00:00Z"}}
+    over = {"phase": "Succeeded", "containerStatuses": [{"name": "master", "state": ended}]}
+    scene.world.pods.put(pod(status={"phase": "Running"}))
+    assert list(scene.world.telling()) == ["j1"]
+    scene.world.pods.put(pod(version=2, status=over))
+    scene.now = unix("2026-01-01T00:00:59Z")
+    assert list(scene.world.telling()) == ["j1"]
+    scene.now = unix("2026-01-01T00:01:01Z")
+    assert scene.world.telling() == {}
 
 
 @pytest.mark.parametrize("text", ["abc", "1e400", "-1", "", "9" * 5000, "nan"])
