@@ -14,7 +14,8 @@ from twinpod.errors import EngineFault, IntegrityError, WeightsGapError
 from twinpod.master.inspect import inspect, to_json
 from twinpod.records import codec
 from twinpod.records.life import Verb
-from twinpod.testing.fakes_master import Plug, PowerCut, World, settings
+from twinpod.testing.fakes_master import Plug, PowerCut, World
+from twinpod.testing.small_run import settings
 
 
 async def test_three_iterations_run_to_success_and_the_books_tell_them(tmp_path: Path) -> None:

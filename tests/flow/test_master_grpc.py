@@ -25,8 +25,8 @@ from twinpod.rpc.certificates import issue, make_authority
 from twinpod.rpc.channel import ask_stream, client_channel, serve
 from twinpod.rpc.convert import batch_from_parts
 from twinpod.rpc.v1 import master_pb2, master_pb2_grpc
-from twinpod.testing.fakes_master import EOS, LengthReward, prompts, settings
 from twinpod.testing.rollout import FakeEngine, FakeSource
+from twinpod.testing.small_run import EOS, LengthReward, prompts, settings
 
 
 @pytest.fixture

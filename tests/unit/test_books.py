@@ -13,7 +13,7 @@ from twinpod.master import books_read as read
 from twinpod.master.books import FILE, Books, Identity, Scored
 from twinpod.master.inspect import from_json, inspect, to_json
 from twinpod.records.rollout import Group, GroupState, Segment, Stop
-from twinpod.testing.fakes_master import prompts, record
+from twinpod.testing.small_run import prompts, record
 
 IDENTITY = Identity(job="j", fields={"spec.seed": "0", "spec.model": "{}"})
 

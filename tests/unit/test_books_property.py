@@ -15,8 +15,8 @@ from twinpod.master.prompts import PromptSource
 from twinpod.records.rollout import GroupState, WorkItem, WorkResult
 from twinpod.replay.policy import choose, complete, usable
 from twinpod.sampling.uniform import Uniform
-from twinpod.testing.fakes_master import generate, prompts, record
-from twinpod.testing.fakes_master import settings as numbers
+from twinpod.testing.small_run import generate, prompts, record
+from twinpod.testing.small_run import settings as numbers
 
 K, WANTED, PROMPTS = 2, 2, 7
 RULES = Rules(wanted=WANTED, in_flight=3, sampling=numbers().sampling, seed=1)

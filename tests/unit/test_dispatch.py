@@ -9,7 +9,7 @@ import pytest
 
 from twinpod.master.dispatch import Rules, WorkBuffer
 from twinpod.records.rollout import Group, GroupState, Segment, Stop, Trajectory, WorkItem, WorkResult
-from twinpod.testing.fakes_master import generate, prompts, settings
+from twinpod.testing.small_run import generate, prompts, settings
 
 SAMPLING = replace(settings().sampling, segment_tokens=4, max_tokens=8)
 

@@ -33,7 +33,7 @@ from twinpod.master.progress import PhaseTimer, eta_s
 from twinpod.master.recruits import stands_idle, whom_to_ask
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
 from twinpod.records.rollout import Group, GroupState, Segment, Trajectory, WorkResult
-from twinpod.testing.fakes_master import generate, prompts, record, settings
+from twinpod.testing.small_run import generate, prompts, record, settings
 
 KEYS = Keys(namespace="n", job_uid="u")
 

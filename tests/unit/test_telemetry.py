@@ -16,7 +16,7 @@ from twinpod.telemetry.curve import draw, points
 from twinpod.telemetry.log import EventFormatter
 from twinpod.telemetry.prometheus import exposition
 from twinpod.telemetry.tensorboard import scalars, write_all
-from twinpod.testing.fakes_master import record
+from twinpod.testing.small_run import record
 
 SECONDS = PhaseSeconds(generate=1.0, train=2.0, weights=0.5, switch=0.25, snapshot=0.0, other=0.25)
 PROGRESS = Progress(
