@@ -110,3 +110,10 @@ def test_columns_names_and_subresources() -> None:
     assert job["names"]["categories"] == pool["names"]["categories"] == ["rl"]
     assert pool["versions"][0]["subresources"]["scale"]["labelSelectorPath"] == ".status.selector"
     assert "scale" not in job["versions"][0]["subresources"]
+
+
+def test_a_default_that_a_field_gives_to_an_object_reaches_the_cluster() -> None:
+    master = crd.schema("RLJob")["properties"]["spec"]["properties"]["master"]
+    wanted = {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {}}
+    assert master["properties"]["resources"]["default"] == wanted
+    assert master["default"]["resources"] == wanted

@@ -208,13 +208,20 @@ def _default(own: Schema, result: Schema) -> Any:
     """A field's default; derived fields have none.
 
     An object's is made of its fields' defaults, in full: the API server checks rules against a default as it stands.
+    What they leave empty the field itself may fill.
     """
     if "derived" in own or "default" not in own:
         return {} if own.get("x-kubernetes-preserve-unknown-fields") else None
     if isinstance(own["default"], dict):
         fields = result.get("properties", {})
-        return {name: child["default"] for name, child in fields.items() if "default" in child}
+        base = {name: child["default"] for name, child in fields.items() if "default" in child}
+        return {name: made or _said(own["default"].get(name), made) for name, made in base.items()}
     return own["default"]
+
+
+def _said(value: Any, otherwise: Any) -> Any:
+    """What the field itself gives to an object whose own fields have no defaults."""
+    return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else otherwise
 
 
 def _node_at(root: Schema, path: str) -> Schema:
