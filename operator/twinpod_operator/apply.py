@@ -1,7 +1,9 @@
 """Doing what a plan says, in its order: neighbours of one sort at once, the next sort when they are done.
 
-A refusal that somebody must mend (quota, Pod Security, a policy) stops nothing else and comes back as a Finding. A
-conflict means that what was observed is not true any more: it is observed again. Everything is safe to repeat.
+A refusal that somebody must mend (quota, Pod Security, a policy) comes back as a Finding and stops nothing else, with
+one exception: no pod is made while something that it needs could not be (`let_through`). It would run with the
+ConfigMap or ServiceAccount of somebody else, or without its NetworkPolicy. A conflict means that what was observed is
+not true any more: it is observed again. Everything is safe to repeat.
 """
 
 from __future__ import annotations
@@ -10,15 +12,15 @@ import asyncio
 import contextlib
 import datetime
 import functools
-import itertools
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from twinpod.api import names
 from twinpod.errors import EnvironmentFault
+from twinpod_operator.actions import ActionMark, batches, let_through, mark
 from twinpod_operator.adoption import belongs, make, taken
 from twinpod_operator.certificates import Issuer
 from twinpod_operator.etcd_admin import EtcdAdmin
@@ -53,9 +55,6 @@ from twinpod_operator.nouns import (
 from twinpod_operator.world import World
 
 log = logging.getLogger(__name__)
-AT_ONCE = 8  # requests of one resource
-ActionMark = tuple[str, str, str]  # its type, and the kind and name of what it is about
-_SORTS: dict[type, int] = {Apply: 0, IssueCertificates: 0, Create: 1, Ungate: 2, Delete: 3, Emit: 4}
 
 
 @dataclass(slots=True)
@@ -64,7 +63,14 @@ class Done:
 
     refusals: list[Finding] = field(default_factory=list)
     refused: set[ActionMark] = field(default_factory=set)  # what met them
+    undone: set[ActionMark] = field(default_factory=set)  # these, and what met a conflict
     stale: ApiError | None = None  # something was not as observed
+
+    def refuse(self, action: Action, finding: Finding) -> None:
+        """The action met this."""
+        self.refusals.append(finding)
+        self.refused.add(mark(action))
+        self.undone.add(mark(action))
 
 
 class Actor:
@@ -96,6 +102,7 @@ class Actor:
     async def _act(self, observed: Observed, actions: tuple[Action, ...]) -> Done:
         done = Done()
         for batch in batches(actions):
+            batch = let_through(batch, done.undone)
             outcomes = await asyncio.gather(
                 *(self._one(observed, action, done) for action in batch), return_exceptions=True
             )
@@ -108,20 +115,18 @@ class Actor:
         try:
             await self._acts[type(action)](observed, action)
         except Refused as error:
-            done.refusals.append(error.finding)
-            done.refused.add(mark(action))
+            done.refuse(action, error.finding)
         except ApiUnreachable:
             raise
         except (ApiConflict, AlreadyExists) as error:
             if isinstance(action, (Apply, IssueCertificates)) and not action.uid:
-                done.refusals.append(Finding(reason=names.Reason.NAME_TAKEN, message=error.line()))
-                done.refused.add(mark(action))
+                done.refuse(action, Finding(reason=names.Reason.NAME_TAKEN, message=error.line()))
+            done.undone.add(mark(action))
             done.stale = error
         except (ApiError, LeaseLost):
             raise
         except EnvironmentFault as error:  # etcd: the job's user could not be made
-            done.refusals.append(Finding(reason=names.Reason.STORE_UNREACHABLE, message=error.line()))
-            done.refused.add(mark(action))
+            done.refuse(action, Finding(reason=names.Reason.STORE_UNREACHABLE, message=error.line()))
 
     async def _create(self, observed: Observed, action: Create) -> None:
         try:
@@ -238,27 +243,6 @@ class Actor:
         if action.etcd:
             await self._etcd.admit(observed.key.namespace, observed.uid)
         await self._issuer.job(action, functools.partial(self._write, observed, action.uid))
-
-
-def mark(action: Action) -> ActionMark:
-    """What an action is about, so that it is known again in a later plan. Pure."""
-    manifest = getattr(action, "manifest", None)
-    if manifest is not None:
-        return type(action).__name__, manifest["kind"], manifest["metadata"]["name"]
-    return type(action).__name__, getattr(action, "kind", ""), getattr(action, "name", "")
-
-
-def batches(actions: tuple[Action, ...]) -> Iterator[tuple[Action, ...]]:
-    """Neighbours that may be done at once, at most AT_ONCE; what has no sort goes alone. Pure."""
-    places = itertools.count(100)
-    for _, group in itertools.groupby(actions, lambda action: _SORTS.get(type(action)) or _first(action, places)):
-        same = list(group)
-        for start in range(0, len(same), AT_ONCE):
-            yield tuple(same[start : start + AT_ONCE])
-
-
-def _first(action: Action, places: Iterator[int]) -> int:
-    return 0 if type(action) in _SORTS else next(places)
 
 
 def event(observed: Observed, action: Emit) -> Manifest:

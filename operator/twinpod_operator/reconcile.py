@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from twinpod_operator.apply import ActionMark, Actor, Done, mark
+from twinpod_operator.actions import ActionMark, let_through
+from twinpod_operator.apply import Actor, Done
 from twinpod_operator.kinds import kind_of
 from twinpod_operator.kube import Api
 from twinpod_operator.kube_errors import ApiConflict, NotFound
@@ -131,7 +132,7 @@ class Reconciler:
         plan = self._plan(observed, self._platform, self._clock())
         wake: list[float] = [self._resync_s]
         held = self._refusals.held(key, observed.generation, self._clock())
-        actions = tuple(action for action in plan.actions if mark(action) not in held)
+        actions = let_through(plan.actions, held)
         waits = len(actions) < len(plan.actions)
         if waits:
             wake.append(self._refusals.wait_s(key, self._clock()))
@@ -144,7 +145,7 @@ class Reconciler:
             told = set(emits(plan))
             observed, plan = after, self._plan(after, self._platform, self._clock())
             await self._actor.act(observed, tuple(one for one in emits(plan) if one not in told))
-            more = [one for one in plan.actions if not isinstance(one, Emit) and mark(one) not in held]
+            more = [one for one in let_through(plan.actions, held) if not isinstance(one, Emit)]
             if more and not done.refusals and done.stale is None:
                 wake.append(AGAIN_S)
         elif self._refusals.get(key) and not waits:

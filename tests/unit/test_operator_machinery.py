@@ -11,7 +11,7 @@ import yaml
 
 from twinpod.api import names
 from twinpod.errors import InputError
-from twinpod_operator.apply import AT_ONCE, batches
+from twinpod_operator.actions import AT_ONCE, batches
 from twinpod_operator.certificates import due, etcd_hosts, secret
 from twinpod_operator.liveness import Metrics
 from twinpod_operator.login import find_login

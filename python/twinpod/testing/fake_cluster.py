@@ -2,7 +2,7 @@
 
 Nothing happens by itself: `reconcile` runs the operator once for a resource, `settle` lets the cluster answer and time
 pass. Faults are methods. What the operator sees of the pods can be held back (`hold`): then it sees an old state, its
-own writes apart, as with a watch that lags.
+own writes apart, as with a watch that lags. A spec that a real API server does not let change is refused here, too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from twinpod.api import names
 from twinpod.api.types import RLJob
 from twinpod.records.run import PhaseSeconds, Progress
 from twinpod_operator import nouns
+from twinpod_operator.actions import ActionMark, let_through, mark
 from twinpod_operator.nouns import Key, Manifest, Observed, PodView, ProgressView, Reach
 from twinpod_operator.ownership import wanted_digest
 from twinpod_operator.plan import plan
@@ -29,6 +30,7 @@ from twinpod_operator.status import patch
 
 PLATFORM = Platform(master_image="m:1", trainer_image="t:1", inference_image="i:1", etcd=("etcd:2379",))
 GRACE_S = 60.0
+IMMUTABLE = ("PersistentVolumeClaim", "ResourceClaimTemplate")  # their spec, once they are there
 NO_SECONDS = PhaseSeconds(generate=0.0, train=0.0, weights=0.0, switch=0.0, snapshot=0.0, other=0.0)
 
 
@@ -45,6 +47,7 @@ class Resource:
     deleting_since: float = 0.0
     status: Manifest = field(default_factory=dict)
     children: dict[tuple[str, str], nouns.ChildView] = field(default_factory=dict)
+    manifests: dict[tuple[str, str], Manifest] = field(default_factory=dict)  # what was applied last, whole
     swept: bool = False
     refusals: tuple[nouns.Finding, ...] = ()
     progress: ProgressView = field(default_factory=lambda: ProgressView(reach=Reach.NOT_LOOKED))
@@ -95,6 +98,21 @@ class FakeCluster:
             kind=kind, name=name, uid=child.uid, revision=child.revision, digest="edited", renew_at=child.renew_at
         )
 
+    def remove_child(self, key: Key, kind: str, name: str) -> None:
+        """A child that is no pod is deleted, and is gone."""
+        self.resources[key].children.pop((kind, name), None)
+        self.resources[key].manifests.pop((kind, name), None)
+
+    def resize(self, key: Key, claim: str, size: str) -> None:
+        """An administrator enlarges a volume claim."""
+        spec = self.resources[key].manifests["PersistentVolumeClaim", claim]["spec"]
+        spec["resources"] = {"requests": {"storage": size}}
+
+    def owner_of(self, key: Key, kind: str, name: str) -> list[str]:
+        """Kinds of the owners of a child."""
+        metadata = self.resources[key].manifests[kind, name]["metadata"]
+        return [one["kind"] for one in metadata.get("ownerReferences", ())]
+
     # --- the operator -----------------------------------------------------------------------------------------------
 
     def hold(self) -> None:
@@ -133,9 +151,10 @@ class FakeCluster:
         one = self.resources[key]
         made = plan(self.observed(key), PLATFORM, self.now)
         one.refusals = ()
+        undone: set[ActionMark] = set()
         for action in made.actions:
-            if not self.lose():
-                self._act(key, action)
+            if let_through((action,), undone) and (self.lose() or not self._act(key, action)):
+                undone.add(mark(action))
         change = patch(one.status, made.status)
         if change is not None and not self.lose() and key in self.resources:
             self.writes += 1
@@ -318,18 +337,15 @@ class FakeCluster:
             status["phase"] = "Running"
             status["conditions"] = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}]
 
-    def _act(self, key: Key, action: nouns.Action) -> None:
+    def _act(self, key: Key, action: nouns.Action) -> bool:
+        """False when it was refused."""
         self.writes += not isinstance(action, nouns.Emit)
         one = self.resources[key]
         match action:
             case nouns.Create(manifest=manifest):
-                self._create(one, manifest)
-            case nouns.Apply(manifest=manifest):
-                name = (manifest["kind"], manifest["metadata"]["name"])
-                revision = manifest["metadata"]["annotations"][names.ANNOTATION_REVISION]
-                one.children[name] = nouns.ChildView(
-                    kind=name[0], name=name[1], uid=self._uid(), revision=revision, digest=wanted_digest(manifest)
-                )
+                return self._create(one, manifest)
+            case nouns.Apply(manifest=manifest, uid=uid):
+                return self._apply(one, manifest, uid)
             case nouns.IssueCertificates(manifest=manifest):
                 name = ("Secret", manifest["metadata"]["name"])
                 one.children[name] = nouns.ChildView(
@@ -351,14 +367,42 @@ class FakeCluster:
                 one.finalizers = finalizers
             case nouns.Emit():
                 self.events.append(action)
+        return True
 
-    def _create(self, one: Resource, manifest: Manifest) -> None:
-        name = manifest["metadata"]["name"]
+    def _refused(self, one: Resource, manifest: Manifest) -> bool:
         refusal = self.refuse(manifest)
         if refusal is not None:
             one.refusals = (*one.refusals, refusal)
-        if refusal is not None or name in self.pods:
-            return
+        return refusal is not None
+
+    def _apply(self, one: Resource, manifest: Manifest, uid: str) -> bool:
+        if self._refused(one, manifest):
+            return False
+        name = (manifest["kind"], manifest["metadata"]["name"])
+        there, before = one.children.get(name), one.manifests.get(name, {})
+        spec = manifest.get("spec", before.get("spec"))
+        if there is not None and name[0] in IMMUTABLE and spec != before.get("spec"):
+            invalid = nouns.Finding(reason=names.Reason.CHILD_INVALID, message=f"{name[1]}: spec is immutable")
+            one.refusals = (*one.refusals, invalid)
+            return False
+        assert there is None or uid == there.uid, "what is there is changed by its uid"
+        assert there is not None or "spec" in manifest or name[0] != "PersistentVolumeClaim", "made with its spec"
+        one.manifests[name] = copy.deepcopy(manifest) | ({"spec": spec} if spec is not None else {})
+        one.children[name] = nouns.ChildView(
+            kind=name[0],
+            name=name[1],
+            uid=uid or self._uid(),
+            revision=manifest["metadata"]["annotations"][names.ANNOTATION_REVISION],
+            digest=wanted_digest(manifest),
+        )
+        return True
+
+    def _create(self, one: Resource, manifest: Manifest) -> bool:
+        name = manifest["metadata"]["name"]
+        if self._refused(one, manifest):
+            return False
+        if name in self.pods:
+            return True
         raw = copy.deepcopy(manifest)
         raw["metadata"] |= {"uid": self._uid(), "creationTimestamp": stamp(self.now)}
         raw["status"] = {"phase": "Pending", "conditions": []}
@@ -369,6 +413,7 @@ class FakeCluster:
         self.created.append(name)
         if self._seen is not None:
             self._seen[name] = raw
+        return True
 
     def _delete(self, key: Key, action: nouns.Delete) -> None:
         if action.kind == "Pod":
@@ -376,7 +421,7 @@ class FakeCluster:
         elif action.kind == "RLJob":
             self.delete(key)
         else:
-            self.resources[key].children.pop((action.kind, action.name), None)
+            self.remove_child(key, action.kind, action.name)
 
     def _change(self, name: str, uid: str, change: Callable[[Manifest], None]) -> None:
         for pods in (self.pods, self._seen):
