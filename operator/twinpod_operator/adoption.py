@@ -5,17 +5,20 @@ of another team would get the job as its controller, would be what the job's pod
 
 * a job that is looked at for the first time has no children: apply, and give back what turns out to have been there,
 * otherwise, which is rare, look first: ours (a label was taken off) is put right by force, others' is left alone.
+
+A volume claim that is there is never applied: leaving a field of its spec out, or writing another value, is refused for
+good. Its labels and the job's owner reference are patched, and other owners keep theirs.
 """
 
 from __future__ import annotations
 
 from twinpod.api import names
-from twinpod_operator.kinds import kind_of
+from twinpod_operator.kinds import CLAIM, kind_of
 from twinpod_operator.kube import Api
 from twinpod_operator.kube_errors import ApiConflict, NotFound, Refused
 from twinpod_operator.nouns import Finding, Manifest
 
-__all__ = ["belongs", "make", "taken"]
+__all__ = ["belongs", "make", "put_right", "taken"]
 
 
 async def make(api: Api, manifest: Manifest, owner: str, *, first: bool) -> Manifest:
@@ -25,12 +28,30 @@ async def make(api: Api, manifest: Manifest, owner: str, *, first: bool) -> Mani
             raise taken(manifest, found)
         if "deletionTimestamp" in found["metadata"]:
             raise ApiConflict("is being deleted", where=_title(manifest))
-        return await api.apply(manifest, found["metadata"]["uid"])
+        return await put_right(api, manifest, found["metadata"]["uid"])
     answer, created = await api.apply_new(manifest)
     if not created:
         await _give_back(api, manifest, answer["metadata"]["uid"])
         raise taken(manifest)
     return answer
+
+
+async def put_right(api: Api, manifest: Manifest, uid: str) -> Manifest:
+    """A child that is there, as wanted. `ApiConflict` when it is another by now, or gone."""
+    if manifest["kind"] != CLAIM.kind:
+        return await api.apply(manifest, uid)
+    metadata = manifest["metadata"]
+    body: Manifest = {
+        "uid": uid,
+        "labels": metadata["labels"],
+        "annotations": metadata.get("annotations", {}),
+        "ownerReferences": metadata.get("ownerReferences")
+        or [{"$patch": "delete", "uid": metadata["labels"][names.LABEL_JOB_UID]}],
+    }
+    try:
+        return await api.merge(CLAIM, metadata["namespace"], metadata["name"], {"metadata": body}, strategic=True)
+    except NotFound as error:
+        raise ApiConflict("is gone", where=_title(manifest)) from error
 
 
 def belongs(found: Manifest, owner: str) -> bool:

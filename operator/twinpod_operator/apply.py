@@ -21,10 +21,10 @@ from typing import Any
 from twinpod.api import names
 from twinpod.errors import EnvironmentFault
 from twinpod_operator.actions import ActionMark, batches, let_through, mark
-from twinpod_operator.adoption import belongs, make, taken
+from twinpod_operator.adoption import belongs, make, put_right, taken
 from twinpod_operator.certificates import Issuer
 from twinpod_operator.etcd_admin import EtcdAdmin
-from twinpod_operator.kinds import EVENT, OURS, POD, kind_of
+from twinpod_operator.kinds import CLAIM, EVENT, OURS, POD, kind_of
 from twinpod_operator.kube import Api
 from twinpod_operator.kube_errors import (
     AlreadyExists,
@@ -151,6 +151,18 @@ class Actor:
             self._world.pods.own(found)
         return True
 
+    async def find_claim(self, observed: Observed, manifest: Manifest) -> bool:
+        """Whether the volume claim is there after all, without the labels by which it is seen; it is put right then."""
+        metadata = manifest["metadata"]
+        try:
+            found = await self._api.get(CLAIM, metadata["namespace"], metadata["name"])
+        except NotFound:
+            return False
+        if not belongs(found, observed.uid):
+            return False
+        self._world.children[CLAIM.kind].own(await put_right(self._api, manifest, found["metadata"]["uid"]))
+        return True
+
     async def _apply(self, observed: Observed, action: Apply) -> None:
         await self._write(observed, action.uid, action.manifest)
 
@@ -158,7 +170,7 @@ class Actor:
         """Applies a child; one that is not known to be there is made without taking over somebody else's."""
         shelf, metadata = self._world.children[manifest["kind"]], manifest["metadata"]
         if uid:
-            answer = await self._api.apply(manifest, uid)
+            answer = await put_right(self._api, manifest, uid)
         else:
             first = observed.uid in self._first and not shelf.has(metadata["namespace"], metadata["name"])
             answer = await make(self._api, manifest, observed.uid, first=first)

@@ -172,6 +172,9 @@ def _degraded(observed: Observed, memory: Memory, facts: Sequence[Fact], notes: 
         return fact(kind, True, Reason.STORE_UNREACHABLE, progress.message)
     if progress.record is not None and progress.record.state == "Degraded":
         return fact(kind, True, Reason.STORE_UNREACHABLE, progress.record.message)
+    lost = next((note for note in notes if note.reason == Reason.STATE_LOST), None)
+    if lost is not None:
+        return fact(kind, True, lost.reason, lost.message)
     if observed.refusals:
         return fact(kind, True, observed.refusals[0].reason, observed.refusals[0].message)
     if memory.last_fault is not None and any(one.status != "True" for one in facts if one.kind in CHAIN):

@@ -9,6 +9,9 @@ edit, and does not change when somebody adds fields of their own. Three digests 
 * `wanted_digest` of the manifest: what `owned_digest` is when nothing on the way changed what we sent.
 
 An admission policy may change what we send: then `owned_digest` right after our own apply is what to expect.
+
+A volume claim is a case of its own. Its spec cannot be changed, but for its size, which is its administrator's: once it
+is there, only its labels and the job's owner reference are ours, whoever wrote them, and all digests are over those.
 """
 
 from __future__ import annotations
@@ -25,6 +28,21 @@ from twinpod.api import names
 from twinpod_operator.nouns import Manifest
 
 _SERVER_SIDE = ("name", "namespace")  # identity; never in managedFields
+_CLAIM = "PersistentVolumeClaim"
+_CLAIM_LABELS = (
+    names.LABEL_NAME,
+    names.LABEL_INSTANCE,
+    names.LABEL_MANAGED_BY,
+    names.LABEL_JOB,
+    names.LABEL_JOB_UID,
+)
+
+
+def changeable(manifest: Manifest) -> Manifest:
+    """What of a manifest may be applied to an object that is there."""
+    if manifest["kind"] != _CLAIM:
+        return manifest
+    return {key: value for key, value in manifest.items() if key != "spec"}
 
 
 def stamped(manifest: Manifest) -> Manifest:
@@ -38,11 +56,13 @@ def stamped(manifest: Manifest) -> Manifest:
 
 def revision(manifest: Manifest) -> str:
     """Digest of what we want."""
-    return _digest(manifest)
+    return _digest(changeable(manifest))
 
 
 def wanted_digest(manifest: Manifest) -> str:
     """`owned_digest` of the object that a stamped manifest makes, when nothing on the way changes it."""
+    if manifest["kind"] == _CLAIM:
+        return _claim_digest(manifest)
     own = {key: value for key, value in manifest.items() if key not in ("apiVersion", "kind", "metadata")}
     own["metadata"] = {key: value for key, value in manifest["metadata"].items() if key not in _SERVER_SIDE}
     return _digest(_sorted(own))
@@ -50,11 +70,20 @@ def wanted_digest(manifest: Manifest) -> str:
 
 def owned_digest(raw: Manifest) -> str:
     """Digest of the fields that our applies own, with the values that they have now."""
+    if raw.get("kind") == _CLAIM:
+        return _claim_digest(raw)
     own: Any = {}
     for entry in raw.get("metadata", {}).get("managedFields") or ():
         if entry.get("manager") == names.FIELD_MANAGER and entry.get("operation") == "Apply":
             own = _project(raw, entry.get("fieldsV1") or {})
     return _digest(_sorted(own))
+
+
+def _claim_digest(claim: Manifest) -> str:
+    metadata = claim["metadata"]
+    labels = {key: value for key, value in (metadata.get("labels") or {}).items() if key in _CLAIM_LABELS}
+    owners = [one for one in metadata.get("ownerReferences") or () if one["uid"] == labels.get(names.LABEL_JOB_UID)]
+    return _digest({"labels": labels, "owners": owners})
 
 
 def data_digest(data: Mapping[str, str]) -> str:

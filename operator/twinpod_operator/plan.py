@@ -5,6 +5,7 @@
     finish        a job that is over: nothing is created again
     attempts      what the pods mean: goes on, succeeded, failed, the next attempt
     children      everything that is no pod; put back when edited
+    volumes       whom they belong to, in any state of the job; books that are gone
     certificates  made before they are needed, again before they end
     run           old pods out, then pods of this attempt in, all or none placed (gang)
     pool          the pods of a RolloutPool, each for itself
@@ -20,7 +21,7 @@ from dataclasses import replace
 from twinpod.api import names
 from twinpod.api.names import Condition, Reason
 from twinpod.api.types import RLJob, RolloutPool
-from twinpod_operator.nouns import Action, Finding, Observed, Plan, SetFinalizers
+from twinpod_operator.nouns import Action, Create, Finding, Observed, Plan, SetFinalizers
 from twinpod_operator.policies.attempts import Ended, current, judge, sidecar_restarts
 from twinpod_operator.policies.certificates import certificates_due, next_renewal
 from twinpod_operator.policies.children import plan_children, relabel
@@ -30,6 +31,7 @@ from twinpod_operator.policies.finish import finish
 from twinpod_operator.policies.memory import Memory, next_attempt, recall
 from twinpod_operator.policies.pool import plan_pool
 from twinpod_operator.policies.run import plan_run, plan_stop
+from twinpod_operator.policies.volumes import CLAIM, lost_state
 from twinpod_operator.render_containers import Platform
 from twinpod_operator.status import copy_wake, invalid_status, job_status
 
@@ -74,17 +76,26 @@ def _go_on(observed: Observed, memory: Memory, job: RLJob, platform: Platform, n
     if names.FINALIZER not in observed.finalizers:
         actions.append(SetFinalizers(finalizers=(*observed.finalizers, names.FINALIZER)))
     actions += relabel(observed)
-    actions += plan_children(observed, platform, observed.uid, job)
+    lost = lost_state(observed, memory, job)
+    notes = (lost,) if lost is not None else ()
+    unmade = [(CLAIM, names.state_claim_name(job.metadata.name, observed.uid))] if lost is not None else []
+    actions += plan_children(observed, platform, observed.uid, job, unmade=unmade)
     if job.spec.suspend:
         memory = replace(memory, start=0.0, placing_since=0.0, not_before=0.0)
         stop = plan_stop(observed, memory, now, master_first=True)
-        return _told(observed, memory, job, now, actions=[*actions, *stop.actions], wake=stop.wake, notes=stop.notes)
+        notes = (*notes, *stop.notes)
+        return _told(observed, memory, job, now, actions=[*actions, *stop.actions], wake=stop.wake, notes=notes)
+    if lost is not None and not current(observed, memory):
+        memory, stop = replace(memory, placing_since=0.0), plan_stop(observed, memory, now)
+        wake, notes = _earliest(stop.wake, _limit(memory, job, now)), (*notes, *stop.notes)
+        return _told(observed, memory, job, now, actions=[*actions, *stop.actions], wake=wake, notes=notes)
     actions += certificates_due(observed, job, platform, now)
     run = plan_run(observed, replace(memory, start=memory.start or now), job, platform, now)
     if run.ended is not None:
         return _conclude(observed, memory, job, run.ended, now)
+    actions += [action for action in run.actions if lost is None or not isinstance(action, Create)]
     wake = _earliest(run.wake, _renewal_wake(observed, now), _limit(memory, job, now))
-    return _told(observed, run.memory, job, now, actions=[*actions, *run.actions], wake=wake, notes=run.notes)
+    return _told(observed, run.memory, job, now, actions=actions, wake=wake, notes=(*notes, *run.notes))
 
 
 def _conclude(observed: Observed, memory: Memory, job: RLJob, ended: Ended, now: float) -> Plan:

@@ -19,6 +19,7 @@ from twinpod_operator.kube_errors import ApiConflict, NotFound
 from twinpod_operator.nouns import Emit, Finding, Key, Manifest, Observed, Plan
 from twinpod_operator.observe import Observer
 from twinpod_operator.policies.attempts import vanished
+from twinpod_operator.policies.volumes import unseen_state
 from twinpod_operator.render_containers import Platform
 from twinpod_operator.world import World
 
@@ -129,6 +130,9 @@ class Reconciler:
         for name in vanished(observed):
             if await self._actor.find(observed, name):
                 observed = self._observer.observe(key) or observed
+        state = unseen_state(observed)
+        if state is not None and await self._actor.find_claim(observed, state):
+            observed = self._observer.observe(key) or observed
         plan = self._plan(observed, self._platform, self._clock())
         wake: list[float] = [self._resync_s]
         held = self._refusals.held(key, observed.generation, self._clock())

@@ -66,25 +66,14 @@ class Attempt:
 
     def metadata(self, name: str, labels: dict[str, str] | None = None, *, owned: bool = True) -> Manifest:
         """Metadata of a child: labels that select it, and the job as its controller."""
-        result: Manifest = {
-            "name": name,
-            "namespace": self.namespace,
-            "labels": {**self.labels, **(labels or {})},
-        }
-        if owned:
-            result["ownerReferences"] = [owner("RLJob", self.name, self.uid)]
+        result = child_metadata(name, self.namespace, job=self.name, uid=self.uid, owned=owned)
+        result["labels"] |= labels or {}
         return result
 
     @property
     def labels(self) -> dict[str, str]:
         """Labels of every child, pods of pools included."""
-        return {
-            names.LABEL_NAME: names.MANAGED_BY,
-            names.LABEL_INSTANCE: self.name,
-            names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
-            names.LABEL_JOB: self.name,
-            names.LABEL_JOB_UID: self.uid,
-        }
+        return job_labels(self.name, self.uid)
 
     def environment(self, pod: str, *, accelerators: int = 0) -> dict[str, str]:
         """The variables that `twinpod.api.environment` reads, and a home that can be written."""
@@ -104,6 +93,25 @@ class Attempt:
             # One thread a process: many processes share a node's cores here, and OpenMP's waiting threads spin on them.
             result["OMP_NUM_THREADS"] = "1"
         return result
+
+
+def job_labels(job: str, uid: str) -> dict[str, str]:
+    """Labels of every child of a job."""
+    return {
+        names.LABEL_NAME: names.MANAGED_BY,
+        names.LABEL_INSTANCE: job,
+        names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
+        names.LABEL_JOB: job,
+        names.LABEL_JOB_UID: uid,
+    }
+
+
+def child_metadata(name: str, namespace: str, *, job: str, uid: str, owned: bool) -> Manifest:
+    """Metadata of a child of the job with that name and uid; `owned`: it goes with the job."""
+    result: Manifest = {"name": name, "namespace": namespace, "labels": job_labels(job, uid)}
+    if owned:
+        result["ownerReferences"] = [owner("RLJob", job, uid)]
+    return result
 
 
 def owner(kind: str, name: str, uid: str) -> Manifest:

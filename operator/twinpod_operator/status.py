@@ -20,7 +20,7 @@ from twinpod_operator.policies.attempts import current, sidecar_restarts, wanted
 from twinpod_operator.policies.memory import Memory, stamp
 from twinpod_operator.reading import unix
 
-__all__ = ["copy_wake", "invalid_status", "job_status", "patch"]
+__all__ = ["copy_wake", "deleting_status", "invalid_status", "job_status", "patch"]
 
 PROGRESS_S = 5.0  # least seconds between two copies of what the master tells
 _COPIED = ("iteration", "reward", "phase", "weightVersion")
@@ -65,11 +65,21 @@ def copy_wake(observed: Observed, memory: Memory, status: Manifest, now: float) 
 
 def invalid_status(observed: Observed, reason: str, message: str, now: float) -> Manifest:
     """The status of a resource that cannot be acted on: what it remembers stays, nothing of it runs anew."""
-    before = observed.status or {}
-    facts: list[Fact] = [
+    facts = [
         fact(Condition.ACCEPTED, False, reason, message),
         fact(Condition.READY, False, reason, message),
     ]
+    return _changed(observed, facts, now)
+
+
+def deleting_status(observed: Observed, message: str, now: float) -> Manifest:
+    """The status of a resource whose deletion is held up."""
+    return _changed(observed, [fact(Condition.READY, False, Reason.DELETING, message)], now)
+
+
+def _changed(observed: Observed, facts: list[Fact], now: float) -> Manifest:
+    """The status as it stands, but for these conditions."""
+    before = observed.status or {}
     new = told(facts, before, observed.generation, now)
     kept = [item for item in before.get("conditions") or () if item["type"] not in {one["type"] for one in new}]
     return {**before, "conditions": [*new, *kept], "observedGeneration": observed.generation}

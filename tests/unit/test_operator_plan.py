@@ -340,7 +340,9 @@ def test_a_child_that_is_edited_or_deleted_is_put_back() -> None:
         cluster.edit_child(key, kind, name)
         cluster.reconcile(key)
         assert cluster.resources[key].children[kind, name].digest != "edited"
-        del cluster.resources[key].children[kind, name]
+        if name == names.state_claim_name("x", cluster.resources[key].uid):
+            continue  # the books of a job that has run are not made anew
+        cluster.remove_child(key, kind, name)
         cluster.reconcile(key)
         assert (kind, name) in cluster.resources[key].children
         assert cluster.reconcile(key).actions == ()

@@ -7,20 +7,30 @@ controller, and the refusal stands on the job until the garbage collector has ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from twinpod.api import names
 from twinpod.api.types import RLJob, RolloutPool
 from twinpod_operator import kinds
 from twinpod_operator.nouns import Action, Apply, ChildView, Delete, Label, Manifest, Observed, PodView
-from twinpod_operator.ownership import revision, stamped, wanted_digest
+from twinpod_operator.ownership import changeable, revision, stamped, wanted_digest
 from twinpod_operator.policies.attempts import overdue
 from twinpod_operator.render import render_job
 from twinpod_operator.render_containers import Platform
 from twinpod_operator.render_pool import render_pool
 
-__all__ = ["job_children", "job_pods", "plan_children", "pool_children", "relabel", "unpublish"]
+__all__ = [
+    "Row",
+    "as_wanted",
+    "job_children",
+    "job_pods",
+    "plan_children",
+    "pool_children",
+    "relabel",
+    "row_of",
+    "unpublish",
+]
 
 KEPT = tuple(kind.kind for kind in kinds.KEPT)  # never deleted for being unknown to the renderer
 _MOST = 20_000  # rows' tables that are remembered
@@ -56,8 +66,13 @@ def pool_children(pool: RolloutPool, job: RLJob, platform: Platform, job_uid: st
     return render_pool(pool, job, platform=platform, job_uid=job_uid, pool_uid=pool_uid, attempts={})
 
 
-def plan_children(observed: Observed, platform: Platform, job_uid: str, job: RLJob) -> list[Action]:
-    """Applies for what is missing or not as wanted; deletes for what is wanted no more."""
+def plan_children(
+    observed: Observed, platform: Platform, job_uid: str, job: RLJob, *, unmade: Collection[tuple[str, str]] = ()
+) -> list[Action]:
+    """Applies for what is missing or not as wanted; deletes for what is wanted no more.
+
+    `unmade`: kinds and names of what is not to be made when it is missing.
+    """
     pool = observed.resource if isinstance(observed.resource, RolloutPool) else None
 
     def rendered() -> list[Manifest]:
@@ -68,20 +83,23 @@ def plan_children(observed: Observed, platform: Platform, job_uid: str, job: RLJ
     mark = (observed.uid, observed.generation, job_uid, platform)
     rows = _tables.get(mark) if pool is None else None
     if rows is None:
-        rows = tuple(_row(manifest) for manifest in rendered())
+        rows = tuple(row_of(manifest) for manifest in rendered())
         if len(_tables) >= _MOST:
             _tables.clear()
         if pool is None:
             _tables[mark] = rows
     there = {(child.kind, child.name): child for child in observed.children}
-    wrong = {(row.kind, row.name) for row in rows if not _as_wanted(row, there.get((row.kind, row.name)))}
+    wrong = {(row.kind, row.name) for row in rows if not as_wanted(row, there.get((row.kind, row.name)))}
+    wrong -= {key for key in unmade if key not in there}
     actions: list[Action] = []
     if wrong:
         for manifest in rendered():
             key = (manifest["kind"], manifest["metadata"]["name"])
             child = there.get(key)
-            if key in wrong and (child is None or not child.deleting):
-                actions.append(Apply(manifest=stamped(manifest), uid=child.uid if child else ""))
+            if key in wrong and child is None:
+                actions.append(Apply(manifest=stamped(manifest)))
+            elif key in wrong and child is not None and not child.deleting:
+                actions.append(Apply(manifest=stamped(changeable(manifest)), uid=child.uid))
     actions.extend(_unknown(rows, observed.children))
     return actions
 
@@ -98,7 +116,8 @@ def unpublish(pods: Iterable[PodView], now: float) -> list[Action]:
     return [Label(name=pod.name, uid=pod.uid, labels=labels) for pod in pods if pod.published and overdue(pod, now)]
 
 
-def _row(manifest: Manifest) -> Row:
+def row_of(manifest: Manifest) -> Row:
+    """The digests of what a child should be."""
     return Row(
         kind=manifest["kind"],
         name=manifest["metadata"]["name"],
@@ -107,7 +126,8 @@ def _row(manifest: Manifest) -> Row:
     )
 
 
-def _as_wanted(row: Row, child: ChildView | None) -> bool:
+def as_wanted(row: Row, child: ChildView | None) -> bool:
+    """Whether the child is what it should be."""
     return child is not None and child.revision == row.revision and child.digest in (row.digest, child.applied)
 
 

@@ -2,7 +2,7 @@
 
 Nothing of it is ever created again. Pods that have ended are kept for their logs until the job is deleted; pods that
 still run are given a moment to end by themselves when the job succeeded, and are stopped at once when it failed. The
-job deletes itself when its time to live is over; volumes obey `storage.whenDeleted`.
+job deletes itself when its time to live is over; volumes obey `storage.whenDeleted`, as it stands then.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from twinpod.api.types import RLJob
 from twinpod_operator.nouns import Action, Delete, Mark, Observed
 from twinpod_operator.policies.attempts import queued
 from twinpod_operator.policies.memory import Memory
+from twinpod_operator.policies.volumes import align
 
 __all__ = ["SETTLE_S", "finish"]
 
@@ -21,7 +22,7 @@ SETTLE_S = 30.0  # for the other pods to end by themselves after the master has
 
 def finish(observed: Observed, memory: Memory, job: RLJob | None, now: float) -> tuple[list[Action], float | None]:
     """What is left to do for a finished job, and when to look again."""
-    actions: list[Action] = []
+    actions: list[Action] = [*align(observed)]
     wake: list[float] = []
     alive = [pod for pod in observed.pods if not pod.ended and not pod.deleting]
     if queued(observed):  # failed pods keep the queue's finalizer unless their group says that nobody replaces them

@@ -174,6 +174,7 @@ class Reason(StrEnum):
     BACKING_OFF = "BackingOff"
     REFUSED = "ChildRefused"
     VOLUME = "VolumeNotReady"
+    STATE_LOST = "StateLost"
     JOB_MISSING = "JobMissing"
     JOB_FINISHED = "JobFinished"
     JOB_SUSPENDED = "JobSuspended"
