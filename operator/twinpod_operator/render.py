@@ -142,6 +142,4 @@ def _device_template(run: Attempt) -> list[Manifest]:
     hybrid = run.job.spec.hybrid
     if not run.by_claim:
         return []
-    return [
-        device_template(run.metadata(names.device_template_name(run.name)), hybrid.device_class, hybrid.accelerators)
-    ]
+    return [device_template(run.metadata(run.device_template), hybrid.device_class, hybrid.accelerators)]

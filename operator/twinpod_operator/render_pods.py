@@ -73,8 +73,7 @@ def hybrid_pod(run: Attempt, index: int) -> Manifest:
         ],
     }
     if run.by_claim:
-        template = names.device_template_name(run.name)
-        spec["resourceClaims"] = [{"name": names.DEVICE_CLAIM, "resourceClaimTemplateName": template}]
+        spec["resourceClaims"] = [{"name": names.DEVICE_CLAIM, "resourceClaimTemplateName": run.device_template}]
     if run.whole_node:
         spec["runtimeClassName"] = hybrid.runtime_class or "nvidia"
     return _pod(run, pod, names.Role.HYBRID, index, spec)

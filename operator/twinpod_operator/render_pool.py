@@ -58,6 +58,11 @@ class PoolRun:
         return self.pool.spec.accelerators > 0 and self.pool.spec.sharing == "WholeNode"
 
     @property
+    def device_template(self) -> str:
+        """Template of the pods' device claims; of no use when not `by_claim`."""
+        return names.pool_device_template_name(self.name, self.pool.spec.device_class, self.pool.spec.accelerators)
+
+    @property
     def queue(self) -> str:
         """Local queue of Kueue of each pod: the pool's, or else the job's."""
         return self.pool.metadata.labels.get(names.QUEUE_LABEL, self.run.queue)
@@ -134,8 +139,7 @@ def _device_template(own: PoolRun) -> list[Manifest]:
     if not own.by_claim:
         return []
     spec = own.pool.spec
-    metadata = own.metadata(names.pool_device_template_name(own.name))
-    return [device_template(metadata, spec.device_class, spec.accelerators)]
+    return [device_template(own.metadata(own.device_template), spec.device_class, spec.accelerators)]
 
 
 def _pod(own: PoolRun, index: int, attempt: int) -> Manifest:
@@ -152,8 +156,7 @@ def _pod(own: PoolRun, index: int, attempt: int) -> Manifest:
         ],
     }
     if own.by_claim:
-        template = names.pool_device_template_name(own.name)
-        spec["resourceClaims"] = [{"name": names.DEVICE_CLAIM, "resourceClaimTemplateName": template}]
+        spec["resourceClaims"] = [{"name": names.DEVICE_CLAIM, "resourceClaimTemplateName": own.device_template}]
     labels = pod_labels(names.Role.ROLLOUT, index, attempt)
     if own.queue:
         labels[names.QUEUE_LABEL] = own.queue  # alone: each pod is admitted by itself

@@ -60,6 +60,12 @@ class Attempt:
         return self.job.spec.storage.snapshots.existing_claim or names.snapshots_claim_name(self.name, self.uid)
 
     @property
+    def device_template(self) -> str:
+        """Template of the pods' device claims; of no use when not `by_claim`."""
+        hybrid = self.job.spec.hybrid
+        return names.device_template_name(self.name, hybrid.device_class, hybrid.accelerators)
+
+    @property
     def queue(self) -> str:
         """Local queue of Kueue that the job's pods wait in; empty when the job has no queue label."""
         return self.job.metadata.labels.get(names.QUEUE_LABEL, "")

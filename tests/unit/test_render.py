@@ -220,15 +220,25 @@ def test_both_containers_share_the_memory_and_the_trainer_pays_for_it() -> None:
 def test_accelerators_by_claim_are_seen_by_both_containers() -> None:
     job = job_with(hybrid={"accelerators": 4, "trainer": {"tensorParallel": 4}, "deviceClass": "gpu.example.com"})
     pod = hybrid(job)
-    template = rendered(job)["ResourceClaimTemplate", "reverse-letters-devices"]
+    (template,) = [one for (kind, _), one in rendered(job).items() if kind == "ResourceClaimTemplate"]
     assert template["apiVersion"] == "resource.k8s.io/v1"
     (request,) = template["spec"]["spec"]["devices"]["requests"]
     assert request["exactly"] == {"deviceClassName": "gpu.example.com", "allocationMode": "ExactCount", "count": 4}
     (claim,) = pod["spec"]["resourceClaims"]
-    assert claim["resourceClaimTemplateName"] == "reverse-letters-devices"
+    assert claim["resourceClaimTemplateName"] == template["metadata"]["name"]
+    assert template["metadata"]["name"].startswith("reverse-letters-devices-")
     for name in ("trainer", "inference"):
         assert part(pod, name)["resources"]["claims"] == [{"name": claim["name"]}]
     assert any(toleration["key"] == "nvidia.com/gpu" for toleration in pod["spec"]["tolerations"])
+
+
+def test_other_devices_have_another_template_as_its_spec_cannot_be_changed() -> None:
+    def template(**spec: Any) -> str:
+        pod = hybrid(job_with(hybrid={"accelerators": 4, "deviceClass": "a.example.com"} | spec))
+        return str(pod["spec"]["resourceClaims"][0]["resourceClaimTemplateName"])
+
+    assert template() == template(sharedMemory="3Gi")
+    assert len({template(), template(accelerators=8), template(deviceClass="b.example.com")}) == 3
 
 
 def test_a_whole_node_is_asked_for_once_and_seen_by_both() -> None:

@@ -124,6 +124,10 @@ def test_accelerators_come_by_claim_or_by_the_device_plug_in(sharing: str, limit
     assert [claim["name"] for claim in container["resources"].get("claims", [])] == claims
     templates = [manifest for (kind, _), manifest in rendered(pool).items() if kind == "ResourceClaimTemplate"]
     assert len(templates) == len(claims)
+    named = [claim["resourceClaimTemplateName"] for claim in pod(pool)["spec"].get("resourceClaims", [])]
+    assert [template["metadata"]["name"] for template in templates] == named
+    others = [pool_with(accelerators=4, sharing=sharing, deviceClass="gpu.example.com")]
+    assert not {name for one in others for _, name in rendered(one)} & set(named), "its spec cannot be changed"
     assert "OMP_NUM_THREADS" not in {entry["name"] for entry in container["env"]}
 
 

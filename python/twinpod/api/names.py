@@ -6,6 +6,7 @@ rendered manifests (`twinpod_operator.render`) and the processes (`twinpod.api.e
 
 from __future__ import annotations
 
+import hashlib
 from enum import StrEnum
 
 GROUP = "twinpod.dev"
@@ -136,6 +137,7 @@ class Reason(StrEnum):
     CHILD_INVALID = "ChildInvalid"
     NAME_TAKEN = "NameTaken"
     NAMESPACE_TERMINATING = "NamespaceTerminating"
+    API_MISSING = "ApiMissing"
     DEVICE_CLASS_MISSING = "DeviceClassMissing"
     CLAIM_UNALLOCATED = "ClaimUnallocated"
     SHARED_MEMORY_TOO_SMALL = "SharedMemoryTooSmall"
@@ -249,9 +251,9 @@ def snapshots_claim_name(job: str, uid: str) -> str:
     return f"{job}-snapshots-{uid[:8]}"
 
 
-def device_template_name(job: str) -> str:
-    """ResourceClaimTemplate of the job's hybrid pods."""
-    return f"{job}-devices"
+def device_template_name(job: str, device_class: str, count: int) -> str:
+    """ResourceClaimTemplate of a job's hybrid pods; its spec cannot be changed, so other devices have another name."""
+    return f"{job}-devices-{_devices(device_class, count)}"
 
 
 def service_account_name(job: str) -> str:
@@ -279,9 +281,13 @@ def pool_config_name(pool: str) -> str:
     return f"{pool}-rollout"
 
 
-def pool_device_template_name(pool: str) -> str:
-    """ResourceClaimTemplate of a pool's pods."""
-    return f"{pool}-rollout-devices"
+def pool_device_template_name(pool: str, device_class: str, count: int) -> str:
+    """ResourceClaimTemplate of a pool's pods; as above."""
+    return f"{pool}-rollout-devices-{_devices(device_class, count)}"
+
+
+def _devices(device_class: str, count: int) -> str:
+    return hashlib.sha256(f"{device_class} {count}".encode()).hexdigest()[:8]
 
 
 def pool_disruption_name(pool: str) -> str:
