@@ -13,12 +13,12 @@ good. Its labels and the job's owner reference are patched, and other owners kee
 from __future__ import annotations
 
 from twinpod.api import names
-from twinpod_operator.kinds import CLAIM, kind_of
+from twinpod_operator.kinds import CLAIM, DEVICE_TEMPLATE, kind_of
 from twinpod_operator.kube import Api
-from twinpod_operator.kube_errors import ApiConflict, NotFound, Refused
+from twinpod_operator.kube_errors import ApiConflict, ApiError, NotFound, Refused
 from twinpod_operator.nouns import Finding, Manifest
 
-__all__ = ["belongs", "make", "put_right", "taken"]
+__all__ = ["absent", "belongs", "make", "put_right", "taken"]
 
 
 async def make(api: Api, manifest: Manifest, owner: str, *, first: bool) -> Manifest:
@@ -91,6 +91,16 @@ def taken(manifest: Manifest, found: Manifest | None = None) -> Refused:
         message = f"{_title(manifest)} exists and is not of this {owner}; delete it, or give the {owner} another name"
     finding = Finding(reason=names.Reason.NAME_TAKEN.value, message=message)
     return Refused(message, where=_title(manifest), code=409, reason="AlreadyExists", finding=finding)
+
+
+def absent(manifest: Manifest, error: ApiError) -> Finding:
+    """Why the place for an object is not there: the API server does not serve its kind, or the namespace is gone."""
+    if error.what.startswith("namespaces "):
+        return Finding(reason=names.Reason.NAMESPACE_TERMINATING.value, message=error.what)
+    message = f"the API server serves no {manifest['apiVersion']} {manifest['kind']}: {error.what}"
+    if manifest["kind"] == DEVICE_TEMPLATE.kind:
+        message += "; devices by claim need Kubernetes 1.34 or later, otherwise set hybrid.sharing: WholeNode"
+    return Finding(reason=names.Reason.API_MISSING.value, message=message)
 
 
 def _title(manifest: Manifest) -> str:

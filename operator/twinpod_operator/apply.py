@@ -21,7 +21,7 @@ from typing import Any
 from twinpod.api import names
 from twinpod.errors import EnvironmentFault
 from twinpod_operator.actions import ActionMark, batches, let_through, mark
-from twinpod_operator.adoption import belongs, make, put_right, taken
+from twinpod_operator.adoption import absent, belongs, make, put_right, taken
 from twinpod_operator.certificates import Issuer
 from twinpod_operator.etcd_admin import EtcdAdmin
 from twinpod_operator.kinds import CLAIM, EVENT, OURS, POD, kind_of
@@ -118,6 +118,10 @@ class Actor:
             done.refuse(action, error.finding)
         except ApiUnreachable:
             raise
+        except NotFound as error:
+            if not isinstance(action, (Apply, Create)):
+                raise
+            done.refuse(action, absent(action.manifest, error))
         except (ApiConflict, AlreadyExists) as error:
             if isinstance(action, (Apply, IssueCertificates)) and not action.uid:
                 done.refuse(action, Finding(reason=names.Reason.NAME_TAKEN, message=error.line()))

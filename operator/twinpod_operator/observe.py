@@ -84,7 +84,8 @@ class Observer:
             wanted = hybrid.device_class if hybrid.accelerators and hybrid.sharing == "Claim" else ""
         else:
             spec = getattr(resource, "spec", None)
-            wanted = getattr(spec, "device_class", "") if getattr(spec, "accelerators", 0) else ""
+            by_claim = getattr(spec, "accelerators", 0) and getattr(spec, "sharing", "") == "Claim"
+            wanted = getattr(spec, "device_class", "") if by_claim else ""
         return bool(wanted) and wanted not in self._world.device_classes
 
     def _link(self, key: Key, raw: Manifest) -> JobLink:

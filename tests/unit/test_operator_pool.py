@@ -10,6 +10,7 @@ import pytest
 from twinpod.api import names
 from twinpod.api.load import load_manifest
 from twinpod.api.meta import Metadata
+from twinpod.api.names import Reason
 from twinpod.api.types import RLJob, RolloutPool, RolloutPoolSpec
 from twinpod.testing.fake_cluster import PLATFORM
 from twinpod_operator.nouns import Action, Create, Delete, Fault, Finding, JobLink, Key, Observed, Plan, PodView
@@ -28,7 +29,7 @@ def pod(index: int, attempt: int = 0, phase: str = "Running", **more: Any) -> Po
     return PodView(name=name, uid=name, role="rollout", index=index, attempt=attempt, phase=phase, **given)
 
 
-def planned(replicas: int, *pods: PodView, link: JobLink = LINK) -> Plan:
+def planned(replicas: int, *pods: PodView, link: JobLink = LINK, **seen_too: Any) -> Plan:
     pool = RolloutPool(
         api_version="twinpod.dev/v1alpha1",
         kind="RolloutPool",
@@ -36,7 +37,7 @@ def planned(replicas: int, *pods: PodView, link: JobLink = LINK) -> Plan:
         spec=RolloutPoolSpec(job="reverse-letters", replicas=replicas),
     )
     key = Key(kind="RolloutPool", namespace="demo", name="p")
-    seen = Observed(key=key, uid="pool", generation=1, raw={}, resource=pool, pods=pods, link=link)
+    seen = Observed(key=key, uid="pool", generation=1, raw={}, resource=pool, pods=pods, link=link, **seen_too)
     return plan(seen, PLATFORM, NOW)
 
 
@@ -91,6 +92,15 @@ def failed(failures: int, **more: Any) -> PodView:
 )
 def test_a_pod_that_ends_soon_again_and_again_is_given_up(newest: PodView, created: list[str], reason: str) -> None:
     assert moves(1, newest)[::2] == (created, reason)
+
+
+def test_without_its_device_class_a_pool_makes_no_pods_and_says_why() -> None:
+    made = planned(1, missing_device_class=True)
+    assert [action for action in made.actions if isinstance(action, Create)] == []
+    assert made.wake_after_s is not None
+    assert made.status is not None
+    (ready,) = [item for item in made.status["conditions"] if item["type"] == "Ready"]
+    assert (ready["reason"], "set sharing: WholeNode" in ready["message"]) == (Reason.DEVICE_CLASS_MISSING, True)
 
 
 def test_scaling_away_and_back_begins_anew() -> None:

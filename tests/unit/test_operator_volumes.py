@@ -1,4 +1,4 @@
-"""What the operator makes of volume claims that people change, and of names that are somebody else's."""
+"""What the operator makes of children that are refused, cannot be changed, or are gone: volumes and devices."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from twinpod.api.types import RLJob
 from twinpod.api.yaml_text import read_document, write_document
 from twinpod.testing.fake_cluster import PLATFORM, FakeCluster
 from twinpod_operator.actions import let_through
+from twinpod_operator.adoption import absent
+from twinpod_operator.kinds import kind_of
+from twinpod_operator.kube_errors import error_of
 from twinpod_operator.nouns import Action, Apply, Create, Finding, IssueCertificates, Key, Label, Manifest
 from twinpod_operator.ownership import changeable, owned_digest, revision, wanted_digest
 from twinpod_operator.plan import plan
@@ -218,6 +221,65 @@ def test_another_storage_class_of_the_operator_changes_no_claim_that_is_there() 
     key = started(cluster)
     made = plan(cluster.observed(key), replace(PLATFORM, storage_class="fast"), cluster.now)
     assert [one for one in made.actions if isinstance(one, Apply)] == []
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+DEVICES = {"accelerators": 2, "deviceClass": "fake.twinpod.dev"}
+
+
+def test_devices_that_are_changed_while_suspended_are_those_that_the_next_pods_have() -> None:
+    cluster = FakeCluster()
+    key = started(cluster, hybrid=DEVICES)
+    cluster.edit(key, suspend=True)
+    cluster.run(key, 30)
+    hybrid = cluster.resources[key].job.spec.hybrid
+    cluster.edit(key, suspend=False, hybrid=hybrid.model_copy(update={"accelerators": 4}))
+    cluster.run(key, 60)
+    (template,) = [
+        one for (kind, _), one in cluster.resources[key].manifests.items() if kind == "ResourceClaimTemplate"
+    ]
+    assert template["spec"]["spec"]["devices"]["requests"][0]["exactly"]["count"] == 4
+    (claim,) = cluster.pods["x-hybrid-0-a2"]["spec"]["resourceClaims"]
+    assert claim["resourceClaimTemplateName"] == template["metadata"]["name"]
+
+
+def test_without_the_device_class_no_template_is_made_and_one_that_is_there_stays() -> None:
+    cluster = FakeCluster()
+    key = cluster.submit(job_with(hybrid=DEVICES))
+    missing = replace(cluster.observed(key), missing_device_class=True)
+    made = [one.manifest["kind"] for one in plan(missing, PLATFORM, cluster.now).actions if isinstance(one, Apply)]
+    assert "ResourceClaimTemplate" not in made
+    assert "ConfigMap" in made
+    cluster.run(key, 30)
+    missing = replace(cluster.observed(key), missing_device_class=True)
+    assert plan(missing, PLATFORM, cluster.now).actions == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "reason", "parts"),
+    [
+        (
+            "ResourceClaimTemplate",
+            "the server could not find the requested resource",
+            Reason.API_MISSING,
+            ("resource.k8s.io/v1 ResourceClaimTemplate", "1.34", "sharing: WholeNode"),
+        ),
+        (
+            "PodDisruptionBudget",
+            "the server could not find the requested resource",
+            Reason.API_MISSING,
+            ("policy/v1 PodDisruptionBudget",),
+        ),
+        ("ConfigMap", 'namespaces "demo" not found', Reason.NAMESPACE_TERMINATING, ('namespaces "demo" not found',)),
+    ],
+)
+def test_an_api_that_is_not_served_is_named(kind: str, said: str, reason: Reason, parts: tuple[str, ...]) -> None:
+    manifest = {"apiVersion": kind_of(kind).api_version, "kind": kind, "metadata": {"name": "x"}}
+    found = absent(manifest, error_of(404, {"message": said, "reason": "NotFound"}, "patch of x"))
+    assert found.reason == reason
+    for part in parts:
+        assert part in found.message
 
 
 # --- the books are gone ----------------------------------------------------------------------------------------------

@@ -91,6 +91,8 @@ def plan_children(
     there = {(child.kind, child.name): child for child in observed.children}
     wrong = {(row.kind, row.name) for row in rows if not as_wanted(row, there.get((row.kind, row.name)))}
     wrong -= {key for key in unmade if key not in there}
+    if observed.missing_device_class:  # nor is there anybody to take a template of claims, perhaps
+        wrong = {(kind, name) for kind, name in wrong if kind != "ResourceClaimTemplate"}
     actions: list[Action] = []
     if wrong:
         for manifest in rendered():

@@ -19,6 +19,7 @@ from twinpod.api.types import RLJob, RolloutPool
 from twinpod_operator.nouns import Action, Create, Delete, Fault, Finding, JobLink, Observed, Plan, PodView
 from twinpod_operator.policies.attempts import OVERDUE_S, may_live
 from twinpod_operator.policies.children import plan_children, relabel, unpublish
+from twinpod_operator.policies.run import RETRY_S, class_missing
 from twinpod_operator.render_containers import Platform
 from twinpod_operator.render_pool import render_pool
 from twinpod_operator.status import pool_status
@@ -44,12 +45,15 @@ def plan_pool(observed: Observed, pool: RolloutPool, platform: Platform, now: fl
     actions += unpublish(observed.pods, now)
     given_up = [] if job is None else _given_up(observed.pods, wanted, job)
     made, wake = ([], None) if job is None else _arriving(observed, pool, job, link, platform, wanted, now)
+    lacking = class_missing(pool.spec.device_class, "") if made and observed.missing_device_class else None
+    if lacking is not None:
+        made, wake = [], RETRY_S
     numbers = {pod.index: 0 for pod in observed.pods}
     for pod in observed.pods:
         numbers[pod.index] = max(numbers[pod.index], pod.attempt)
     status = pool_status(
         observed,
-        waits=waits or next(iter(given_up), None),
+        waits=waits or lacking or next(iter(given_up), None),
         wanted=wanted,
         attempts=sum(numbers.values()),
         weight_version=link.weight_version if any(pod.ready for pod in observed.pods) else 0,

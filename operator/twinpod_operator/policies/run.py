@@ -19,7 +19,7 @@ from twinpod_operator.policies.gang import gated, needs_gate, place
 from twinpod_operator.policies.memory import Memory, stamp
 from twinpod_operator.render_containers import Platform
 
-__all__ = ["Run", "Stop", "plan_run", "plan_stop"]
+__all__ = ["RETRY_S", "Run", "Stop", "class_missing", "plan_run", "plan_stop"]
 
 RETRY_S = 30.0  # to look again for a device class
 
@@ -82,7 +82,12 @@ def plan_run(observed: Observed, memory: Memory, job: RLJob, platform: Platform,
         pause = _pause(memory)
         return Run(memory=memory, actions=stop.actions, wake=memory.not_before - now, notes=(pause, *stop.notes))
     elif observed.missing_device_class:
-        return Run(memory=memory, actions=stop.actions, wake=RETRY_S, notes=(_no_class(job), *stop.notes))
+        return Run(
+            memory=memory,
+            actions=stop.actions,
+            wake=RETRY_S,
+            notes=(class_missing(job.spec.hybrid.device_class, "hybrid."), *stop.notes),
+        )
     actions: list[Action] = [*stop.actions]
     if missing and memory.complete_attempt != memory.attempt:
         actions += _creations(observed, memory, job, platform, missing)
@@ -122,10 +127,11 @@ def _pause(memory: Memory) -> Finding:
     return Finding(reason=Reason.BACKING_OFF, message=f"the next attempt starts at {stamp(memory.not_before)}{why}")
 
 
-def _no_class(job: RLJob) -> Finding:
+def class_missing(device_class: str, part: str) -> Finding:
+    """What a person can do about it; `part` of the spec has the fields."""
     message = (
-        f'the cluster has no device class "{job.spec.hybrid.device_class}"; install the driver that brings it, name '
-        "another in hybrid.deviceClass, or set hybrid.sharing: WholeNode"
+        f'the cluster has no device class "{device_class}"; install the driver that brings it, name another in '
+        f"{part}deviceClass, or set {part}sharing: WholeNode"
     )
     return Finding(reason=Reason.DEVICE_CLASS_MISSING, message=message)
 
