@@ -28,7 +28,7 @@ from twinpod_operator.policies.children import plan_children, relabel
 from twinpod_operator.policies.deletion import plan_deletion
 from twinpod_operator.policies.events import events
 from twinpod_operator.policies.finish import finish
-from twinpod_operator.policies.memory import Memory, next_attempt, recall
+from twinpod_operator.policies.memory import Memory, next_attempt, recall, suspended_attempt
 from twinpod_operator.policies.pool import plan_pool
 from twinpod_operator.policies.run import plan_run, plan_stop
 from twinpod_operator.policies.volumes import CLAIM, lost_state
@@ -62,8 +62,7 @@ def plan_job(observed: Observed, job: RLJob, platform: Platform, now: float) -> 
         if ended is not None and (ended.outcome is not None or not job.spec.suspend):
             return _conclude(observed, memory, job, ended, now)
         if job.spec.suspend and _used(observed, memory):
-            memory = replace(memory, attempt=memory.attempt + 1, start=0.0, placing_since=0.0, not_before=0.0)
-            return _told(observed, memory, job, now, wake=0.0)
+            return _told(observed, suspended_attempt(memory, sidecar_restarts(observed, memory)), job, now, wake=0.0)
     if memory.finished:
         actions, wake = finish(observed, memory, job, now)
         return _told(observed, memory, job, now, actions=actions, wake=wake)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from twinpod.api.load import load_manifest
 from twinpod.api.names import Reason
 from twinpod.api.types import FailurePolicy, RLJob
 from twinpod.api.yaml_text import read_document, write_document
-from twinpod.testing.fake_cluster import FakeCluster
-from twinpod_operator.nouns import Finding, Key
+from twinpod.testing.fake_cluster import PLATFORM, FakeCluster
+from twinpod_operator.nouns import Finding, Key, Observed
+from twinpod_operator.plan import plan
 from twinpod_operator.settings import DAY_S
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "reverse-letters.yaml"
@@ -236,6 +238,67 @@ def test_a_job_that_cannot_be_placed_gives_everything_back_at_the_deadline() -> 
     assert condition(cluster, key, "WorkersReady")[0] == "True"
 
 
+BRIEF = POLICY | {"maxSchedulingRetries": 2, "backoffSeconds": 1, "maxBackoffSeconds": 2}
+
+
+def test_a_job_that_can_never_be_placed_fails_when_its_retries_are_used_up() -> None:
+    cluster = FakeCluster(devices=2)
+    key = cluster.submit(job_with(hybrid=DEVICES, failurePolicy=BRIEF))
+    cluster.run(key, 400)
+    assert condition(cluster, key, "Failed")[:2] == ("True", "ClaimUnallocated")
+    assert (
+        "all 2 scheduling retries are used up (failurePolicy.maxSchedulingRetries)"
+        in condition(cluster, key, "Failed")[2]
+    )
+    assert cluster.resources[key].status["schedulingRetries"] == 2
+    assert all(view.deleting for view in cluster.views(key))
+
+
+def test_a_job_of_which_no_pod_may_be_made_is_tried_again_and_fails_in_the_end() -> None:
+    cluster = FakeCluster()
+    key = cluster.submit(job_with(failurePolicy=BRIEF))
+    finding = Finding(reason=Reason.QUOTA_REFUSED, message="exceeded quota: pods, limited: 0")
+    cluster.refuse = lambda manifest: finding if manifest["kind"] == "Pod" else None
+    cluster.run(key, 100)
+    assert condition(cluster, key, "Ready")[:2] == ("False", "QuotaRefused")
+    assert cluster.resources[key].status["schedulingRetries"] == 1
+    cluster.run(key, 200)
+    assert condition(cluster, key, "Failed")[:2] == ("True", "QuotaRefused")
+
+
+def test_a_store_that_is_away_when_a_job_starts_costs_nothing() -> None:
+    cluster = FakeCluster()
+    key = cluster.submit(job_with(failurePolicy=BRIEF))
+    finding = Finding(reason=Reason.STORE_UNREACHABLE, message="etcd:2379 does not answer")
+    cluster.refuse = lambda manifest: finding if manifest["kind"] == "Pod" else None
+    cluster.run(key, 500)
+    assert condition(cluster, key, "Ready")[:2] == ("False", "EtcdUnreachable")
+    assert cluster.resources[key].status["schedulingRetries"] == 0
+
+
+def test_devices_that_a_driver_does_not_prepare_end_the_attempt_at_the_start_deadline() -> None:
+    cluster = FakeCluster()
+    policy = POLICY | {"maxRestarts": 0, "startDeadlineSeconds": 100}
+    key = cluster.submit(job_with(hybrid=DEVICES, failurePolicy=policy))
+    cluster.run(key, 10)
+    cluster.wait_with("x-hybrid-0-a1", "ContainerCreating")
+    unprepared = Finding(reason=Reason.CLAIM_UNALLOCATED, message="failed to prepare dynamic resources")
+
+    def seen() -> Observed:
+        """As the observer adds to a pod what its events alone tell."""
+        found = cluster.observed(key)
+        pods = (replace(pod, reasons=(unprepared,)) if pod.role == "hybrid" else pod for pod in found.pods)
+        return replace(found, pods=tuple(pods))
+
+    verdicts = []
+    for _ in range(2):
+        status = plan(seen(), PLATFORM, cluster.now).status
+        assert status is not None
+        verdicts += [(one["status"], one["reason"]) for one in status["conditions"] if one["type"] == "Failed"]
+        cluster.run(key, 120)
+    assert verdicts == [("False", "Unfinished"), ("True", "ClaimUnallocated")]
+
+
 def test_the_turn_is_one_jobs_at_a_time() -> None:
     cluster = FakeCluster(devices=10)
     first, second = (cluster.submit(job_with(name, hybrid=DEVICES)) for name in "ab")
@@ -322,6 +385,24 @@ def test_a_master_that_does_not_go_keeps_the_others_no_longer_than_its_grace() -
     cluster.lose_node(cluster.pods["x-master-a1"]["spec"]["nodeName"])
     cluster.run(key, 120)
     assert all("deletionTimestamp" in raw["metadata"] for raw in cluster.pods.values())
+
+
+def test_a_suspension_gives_no_restart_of_a_sidecar_back() -> None:
+    cluster = FakeCluster()
+    key = started(cluster)
+    for _ in range(2):
+        cluster.restart_sidecar("x-hybrid-0-a1")
+    cluster.run(key, 5)
+    assert cluster.resources[key].status["restarts"] == 2
+    cluster.edit(key, suspend=True)
+    cluster.run(key, 90)
+    assert not any("follows" in event.message for event in cluster.events), "nothing follows a suspension"
+    cluster.edit(key, suspend=False)
+    cluster.run(key, 30)
+    assert cluster.resources[key].status["restarts"] == 2
+    cluster.restart_sidecar("x-hybrid-0-a2")
+    cluster.run(key, 5)
+    assert condition(cluster, key, "Failed")[0] == "True"
 
 
 def test_a_job_that_is_born_suspended_starts_with_its_first_attempt() -> None:

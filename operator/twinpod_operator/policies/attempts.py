@@ -19,7 +19,8 @@ from twinpod_operator.nouns import Fault, Finding, Observed, PodView
 from twinpod_operator.policies.memory import Memory, recall
 
 OVERDUE_S = 10.0  # after the end of its grace period a pod is given up: its node does not answer
-STUCK = (Reason.IMAGE_PULL, Reason.CREATE_CONTAINER, Reason.VOLUME)  # what keeps a scheduled pod from coming up
+# What keeps a scheduled pod from coming up
+STUCK = (Reason.IMAGE_PULL, Reason.CREATE_CONTAINER, Reason.VOLUME, Reason.CLAIM_UNALLOCATED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ def judge(observed: Observed, memory: Memory, job: RLJob, now: float) -> Ended |
     lost = _lost(observed, memory, job, pods)
     if lost is not None:
         if lost.fault is Fault.INFRASTRUCTURE and memory.infrastructure_faults >= policy.max_infrastructure_restarts:
-            return _spent(lost, f"all {policy.max_infrastructure_restarts} infrastructure restarts are used up")
+            return spent(lost, f"all {policy.max_infrastructure_restarts} infrastructure restarts are used up")
         return lost
     used = memory.application_faults + sidecar_restarts(observed, memory)
     failed = [pod for pod in pods if pod.fault is Fault.APPLICATION]
@@ -101,7 +102,7 @@ def judge(observed: Observed, memory: Memory, job: RLJob, now: float) -> Ended |
         return ended
     if used > policy.max_restarts:
         crashed = Ended(outcome=None, fault=Fault.APPLICATION, why=_sidecar_reason(pods))
-        return _spent(crashed, f"all {policy.max_restarts} restarts are used up")
+        return spent(crashed, f"all {policy.max_restarts} restarts are used up")
     return None
 
 
@@ -152,7 +153,8 @@ def _sidecar_reason(pods: tuple[PodView, ...]) -> Finding:
     return first_reason(worst)
 
 
-def _spent(ended: Ended, why: str) -> Ended:
+def spent(ended: Ended, why: str) -> Ended:
+    """The same end, for good: a budget is used up."""
     return Ended(
         outcome=Condition.FAILED,
         fault=ended.fault,

@@ -14,7 +14,8 @@ def events(before: Manifest | None, after: Manifest) -> list[Emit]:
     """Events for what has changed; none when nothing has."""
     old, new = _conditions(before), _conditions(after)
     result: list[Emit] = []
-    if before and _faults(after) > _faults(before):
+    suspended = new.get(Condition.SUSPENDED, {}).get("status") == "True"  # nothing follows
+    if before and _faults(after) > _faults(before) and not suspended:
         message = f"attempt {after['attempt']} follows: {after['lastFault']}"
         result.append(Emit(type="Warning", reason=Reason.RESTARTING.value, message=message))
     for kind, sort in ((Condition.SUCCEEDED, "Normal"), (Condition.FAILED, "Warning")):

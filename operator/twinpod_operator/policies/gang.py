@@ -2,9 +2,10 @@
 
 Pods that need devices are made behind a scheduling gate of ours. One job at a time per device class has the turn: its
 pods are let through once all of them exist, and the turn goes on when all are bound. So two jobs that each need more
-than half never hold half each. A set that is not wholly bound at `schedulingDeadlineSeconds` is deleted and made again
-later, at the end of the line. Jobs of a queueing system are placed by it and get no gate of ours; nor do jobs without
-devices, which would wait in line for nothing: should two of them hold each other up, the deadline parts them.
+than half never hold half each. A set that is not wholly bound at `schedulingDeadlineSeconds`, be it that its pods are
+refused, is deleted and made again later, at the end of the line, at most `maxSchedulingRetries` times. Jobs of a
+queueing system are placed by it and get no gate of ours; nor do jobs without devices, which would wait in line for
+nothing: should two of them hold each other up, the deadline parts them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from twinpod.api import names
 from twinpod.api.names import Reason
 from twinpod.api.types import RLJob
 from twinpod_operator.nouns import Contender, Finding, Key, Manifest, Observed, PodView, Ungate
-from twinpod_operator.policies.attempts import Ended, current, queued, wanted_pods
+from twinpod_operator.policies.attempts import Ended, current, queued, spent, wanted_pods
 from twinpod_operator.policies.memory import Memory
 
 __all__ = ["contender", "gated", "needs_gate", "place", "turn"]
@@ -80,14 +81,19 @@ def place(observed: Observed, memory: Memory, job: RLJob, now: float) -> tuple[l
     if whole and behind and (observed.turn == observed.key or len(behind) < len(pods)):
         ungate = [Ungate(name=pod.name, uid=pod.uid) for pod in behind]
     waiting = (bool(behind) and not ungate) or any(names.QUEUE_GATE in pod.gates for pod in pods)
-    if not pods or (waiting and whole):
+    refused = any(finding.reason != Reason.STORE_UNREACHABLE for finding in observed.refusals)  # nobody fails for etcd
+    if (waiting and whole) or (not pods and not refused and not memory.placing_since):
         return ungate, replace(memory, placing_since=0.0), None
     since = memory.placing_since or now
     deadline = since + job.spec.failure_policy.scheduling_deadline_seconds
     memory = replace(memory, placing_since=since)
     if now < deadline:
         return ungate, memory, None
-    return [], memory, Ended(outcome=None, fault=None, why=_why(observed, pods, whole, job))
+    ended = Ended(outcome=None, fault=None, why=_why(observed, pods, whole, job))
+    most = job.spec.failure_policy.max_scheduling_retries
+    if memory.scheduling_retries >= most:
+        ended = spent(ended, f"all {most} scheduling retries are used up (failurePolicy.maxSchedulingRetries)")
+    return [], memory, ended
 
 
 def _why(observed: Observed, pods: tuple[PodView, ...], whole: bool, job: RLJob) -> Finding:

@@ -17,7 +17,7 @@ from twinpod.api.types import FailurePolicy
 from twinpod_operator.nouns import Fault, Finding, Observed
 from twinpod_operator.reading import unix
 
-__all__ = ["Memory", "delay_s", "next_attempt", "recall", "stamp"]
+__all__ = ["Memory", "delay_s", "next_attempt", "recall", "stamp", "suspended_attempt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +105,18 @@ def next_attempt(
         last_fault=why,
         not_before=math.ceil(now + wait) if wait else 0.0,
         placing_since=0.0,
+    )
+
+
+def suspended_attempt(memory: Memory, sidecars: int) -> Memory:
+    """The present attempt ends as the job is suspended: that costs nothing, but what its sidecars used stays used."""
+    return replace(
+        memory,
+        attempt=memory.attempt + 1,
+        application_faults=memory.application_faults + sidecars,
+        start=0.0,
+        placing_since=0.0,
+        not_before=0.0,
     )
 
 

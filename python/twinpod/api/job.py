@@ -289,6 +289,8 @@ class FailurePolicy(Part):
     """Restarts of the job's pods for faults of the job itself before it is Failed."""
     max_infrastructure_restarts: Natural = 20
     """Restarts for lost nodes and evictions before it is Failed; a preemption by a queue costs nothing."""
+    max_scheduling_retries: Natural = 100
+    """Attempts that may be taken back at the scheduling deadline before it is Failed."""
     scheduling_deadline_seconds: Positive = 600
     """Seconds that an attempt's pods may wait for nodes before all are taken back and tried again later."""
     start_deadline_seconds: Positive = 1800

@@ -67,7 +67,7 @@ class JobStatus(Part):
     infrastructure_faults: Natural = 0
     """Attempts that a lost node, an eviction or a deleted pod ended."""
     scheduling_retries: Natural = 0
-    """Attempts that were taken back because not all pods found a node in time."""
+    """Attempts that were taken back because not all pods could be made and found a node in time."""
     preemptions: Natural = 0
     """Attempts that a queue took back; they cost nothing."""
     complete_attempt: Natural = 0
