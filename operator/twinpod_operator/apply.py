@@ -48,6 +48,7 @@ from twinpod_operator.nouns import (
     Manifest,
     Mark,
     Observed,
+    Prove,
     SetFinalizers,
     Sweep,
     Ungate,
@@ -55,6 +56,7 @@ from twinpod_operator.nouns import (
 from twinpod_operator.world import World
 
 log = logging.getLogger(__name__)
+_NO_DRY_RUN = "does not support dry run"
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ class Actor:
         self._first: set[str] = set()  # uids of jobs that are acted upon for the first time
         self._acts: dict[type, Callable[[Observed, Any], Awaitable[None]]] = {
             Create: self._create,
+            Prove: self._prove,
             Apply: self._apply,
             Delete: self._delete,
             Ungate: self._ungate,
@@ -119,7 +122,7 @@ class Actor:
         except ApiUnreachable:
             raise
         except NotFound as error:
-            if not isinstance(action, (Apply, Create)):
+            if not isinstance(action, (Apply, Create, Prove)):
                 raise
             done.refuse(action, absent(action.manifest, error))
         except (ApiConflict, AlreadyExists) as error:
@@ -138,6 +141,16 @@ class Actor:
         except AlreadyExists as error:  # no error when it is ours: an answer that was lost, a label that was taken off
             if not await self.find(observed, action.manifest["metadata"]["name"]):
                 raise taken(action.manifest) from error
+
+    async def _prove(self, observed: Observed, action: Prove) -> None:
+        del observed
+        try:
+            await self._api.create(action.manifest, dry_run=True)
+        except AlreadyExists:
+            return  # told only after everything else was found right
+        except Refused as error:
+            if _NO_DRY_RUN not in error.what:
+                raise  # else a webhook of old times, which says nothing about the pod
 
     async def find(self, observed: Observed, name: str) -> bool:
         """Whether the resource has a pod of that name after all; if so, it is seen from now on."""

@@ -150,10 +150,12 @@ class Api:
                         _raise_for(events[-1], where)
                         yield events
 
-    async def create(self, manifest: Manifest) -> Manifest:
-        """POST; the answer as the server keeps it."""
+    async def create(self, manifest: Manifest, *, dry_run: bool = False) -> Manifest:
+        """POST; the answer as the server keeps it, or as it would with `dry_run`, which asks every plug-in."""
         kind, namespace = kind_of(manifest["kind"]), manifest["metadata"].get("namespace", "")
         query = {"fieldManager": names.FIELD_MANAGER, "fieldValidation": "Strict"}
+        if dry_run:
+            query["dryRun"] = "All"
         return await self._ask("create", kind, "POST", kind.path(namespace), query=query, body=manifest)
 
     async def apply(self, manifest: Manifest, uid: str) -> Manifest:

@@ -204,6 +204,13 @@ class Create:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prove:
+    """POST a pod as a dry run; no pod is created while that is refused. For pods that a person's patch changed."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Apply:
     """Server-side apply of a child that is no pod, forced, as our field manager; `uid`: it must still be that one."""
 
@@ -288,7 +295,7 @@ class IssueCertificates:
     hosts: tuple[str, ...]  # DNS names of the job's processes
 
 
-Action = Create | Apply | Delete | Ungate | Mark | Label | Sweep | SetFinalizers | Emit | IssueCertificates
+Action = Create | Prove | Apply | Delete | Ungate | Mark | Label | Sweep | SetFinalizers | Emit | IssueCertificates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from twinpod_operator.policies.events import events
 from twinpod_operator.policies.finish import finish
 from twinpod_operator.policies.memory import Memory, next_attempt, recall, suspended_attempt
 from twinpod_operator.policies.pool import plan_pool
-from twinpod_operator.policies.run import plan_run, plan_stop
+from twinpod_operator.policies.run import RETRY_S, plan_run, plan_stop
 from twinpod_operator.policies.volumes import CLAIM, lost_state
 from twinpod_operator.render_containers import Platform
 from twinpod_operator.status import copy_wake, invalid_status, job_status
@@ -86,7 +86,7 @@ def _go_on(observed: Observed, memory: Memory, job: RLJob, platform: Platform, n
         return _told(observed, memory, job, now, actions=[*actions, *stop.actions], wake=stop.wake, notes=notes)
     if lost is not None and not current(observed, memory):
         memory, stop = replace(memory, placing_since=0.0), plan_stop(observed, memory, now)
-        wake, notes = _earliest(stop.wake, _limit(memory, job, now)), (*notes, *stop.notes)
+        wake, notes = _earliest(stop.wake, RETRY_S, _limit(memory, job, now)), (*notes, *stop.notes)
         return _told(observed, memory, job, now, actions=[*actions, *stop.actions], wake=wake, notes=notes)
     actions += certificates_due(observed, job, platform, now)
     run = plan_run(observed, replace(memory, start=memory.start or now), job, platform, now)

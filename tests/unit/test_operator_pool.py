@@ -11,9 +11,10 @@ from twinpod.api import names
 from twinpod.api.load import load_manifest
 from twinpod.api.meta import Metadata
 from twinpod.api.names import Reason
+from twinpod.api.patch import PodPatch
 from twinpod.api.types import RLJob, RolloutPool, RolloutPoolSpec
 from twinpod.testing.fake_cluster import PLATFORM
-from twinpod_operator.nouns import Action, Create, Delete, Fault, Finding, JobLink, Key, Observed, Plan, PodView
+from twinpod_operator.nouns import Action, Apply, Create, Delete, Fault, Finding, JobLink, Key, Observed, Plan, PodView
 from twinpod_operator.plan import plan
 from twinpod_operator.reading import pod_view
 
@@ -29,12 +30,14 @@ def pod(index: int, attempt: int = 0, phase: str = "Running", **more: Any) -> Po
     return PodView(name=name, uid=name, role="rollout", index=index, attempt=attempt, phase=phase, **given)
 
 
-def planned(replicas: int, *pods: PodView, link: JobLink = LINK, **seen_too: Any) -> Plan:
+def planned(
+    replicas: int, *pods: PodView, link: JobLink = LINK, patch: PodPatch | None = None, **seen_too: Any
+) -> Plan:
     pool = RolloutPool(
         api_version="twinpod.dev/v1alpha1",
         kind="RolloutPool",
         metadata=Metadata(name="p", namespace=JOB.metadata.namespace),
-        spec=RolloutPoolSpec(job="reverse-letters", replicas=replicas),
+        spec=RolloutPoolSpec(job="reverse-letters", replicas=replicas, pod_patch=patch),
     )
     key = Key(kind="RolloutPool", namespace="demo", name="p")
     seen = Observed(key=key, uid="pool", generation=1, raw={}, resource=pool, pods=pods, link=link, **seen_too)
@@ -101,6 +104,16 @@ def test_without_its_device_class_a_pool_makes_no_pods_and_says_why() -> None:
     assert made.status is not None
     (ready,) = [item for item in made.status["conditions"] if item["type"] == "Ready"]
     assert (ready["reason"], "set sharing: WholeNode" in ready["message"]) == (Reason.DEVICE_CLASS_MISSING, True)
+
+
+def test_a_patch_is_proved_before_the_first_pod_of_a_pool_is_made() -> None:
+    patch = PodPatch.model_validate({"spec": {"nodeSelector": {"disk": "ssd"}}})
+
+    def order(*pods: PodView) -> list[str]:
+        return [type(one).__name__ for one in planned(2, *pods, patch=patch).actions if not isinstance(one, Apply)]
+
+    assert order()[:3] == ["Prove", "Create", "Create"]
+    assert "Prove" not in order(pod(0))
 
 
 def test_scaling_away_and_back_begins_anew() -> None:

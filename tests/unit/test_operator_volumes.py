@@ -19,7 +19,7 @@ from twinpod_operator.actions import let_through
 from twinpod_operator.adoption import absent
 from twinpod_operator.kinds import kind_of
 from twinpod_operator.kube_errors import error_of
-from twinpod_operator.nouns import Action, Apply, Create, Finding, IssueCertificates, Key, Label, Manifest
+from twinpod_operator.nouns import Action, Apply, Create, Finding, IssueCertificates, Key, Label, Manifest, Prove
 from twinpod_operator.ownership import changeable, owned_digest, revision, wanted_digest
 from twinpod_operator.plan import plan
 from twinpod_operator.policies.children import job_children
@@ -69,6 +69,7 @@ SECRET: Manifest = {"kind": "Secret", "metadata": {"name": "x-tls"}}
 PLANNED: tuple[Action, ...] = (
     Apply(manifest=MAP),
     IssueCertificates(manifest=SECRET, uid="", etcd=False, hosts=()),
+    Prove(manifest=POD),
     Create(manifest=POD),
     Label(name="x", uid="u", labels=()),
 )
@@ -77,12 +78,14 @@ PLANNED: tuple[Action, ...] = (
 @pytest.mark.parametrize(
     ("undone", "left"),
     [
-        ((), ["Apply", "IssueCertificates", "Create", "Label"]),
+        ((), ["Apply", "IssueCertificates", "Prove", "Create", "Label"]),
+        ((("Prove", "Pod", "x-master-a1"),), ["Apply", "IssueCertificates", "Label"]),
+        ((("Prove", "Pod", "x-hybrid-0-a1"),), ["Apply", "IssueCertificates", "Prove", "Label"]),
         ((("Apply", "ConfigMap", "x-job"),), ["IssueCertificates", "Label"]),
         ((("Apply", "NetworkPolicy", "x-master"),), ["Apply", "IssueCertificates", "Label"]),
         ((("IssueCertificates", "Secret", "x-tls"),), ["Apply", "Label"]),
-        ((("Create", "Pod", "x-hybrid-0-a1"),), ["Apply", "IssueCertificates", "Create", "Label"]),
-        ((("Create", "Pod", "x-master-a1"),), ["Apply", "IssueCertificates", "Label"]),
+        ((("Create", "Pod", "x-hybrid-0-a1"),), ["Apply", "IssueCertificates", "Prove", "Create", "Label"]),
+        ((("Create", "Pod", "x-master-a1"),), ["Apply", "IssueCertificates", "Prove", "Label"]),
     ],
 )
 def test_no_pod_is_made_while_something_that_it_needs_is_refused(undone: Any, left: list[str]) -> None:
@@ -100,6 +103,41 @@ def test_a_child_that_is_refused_leaves_the_job_without_pods_and_is_named(kind: 
     cluster.refuse = lambda manifest: None
     cluster.run(key, 30)
     assert condition(cluster, key, "WorkersReady")[0] == "True"
+
+
+# --- podPatch --------------------------------------------------------------------------------------------------------
+
+PATCH = {"spec": {"nodeSelector": {"disk": "ssd"}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "proved"),
+    [
+        ({}, []),
+        ({"hybrid": {"replicas": 3, "podPatch": PATCH}}, ["x-hybrid-0-a1"]),
+        ({"hybrid": {"podPatch": PATCH}, "master": {"podPatch": PATCH}}, ["x-master-a1", "x-hybrid-0-a1"]),
+    ],
+)
+def test_pods_with_a_patch_are_proved_once_an_attempt_before_any_is_made(spec: Any, proved: list[str]) -> None:
+    cluster = FakeCluster()
+    key = cluster.submit(job_with(**spec))
+    order = [kind for kind in kinds(cluster.reconcile(key).actions) if kind in ("Prove", "Create")]
+    assert order == sorted(order, reverse=True)
+    cluster.run(key, 30)
+    assert cluster.proved == proved
+    cluster.crash("x-hybrid-0-a1")
+    cluster.run(key, 120)
+    assert cluster.proved == [*proved, *(name.replace("-a1", "-a2") for name in proved)]
+
+
+def test_a_patch_that_the_api_server_refuses_leaves_the_job_without_pods_and_with_its_words() -> None:
+    cluster = FakeCluster()
+    key = cluster.submit(job_with(hybrid={"podPatch": PATCH}))
+    invalid = Finding(reason=Reason.CHILD_INVALID, message='Pod "x-hybrid-0-a1" is invalid: spec.nodeSelector')
+    cluster.refuse = lambda manifest: invalid if manifest["metadata"]["name"].startswith("x-hybrid-0") else None
+    cluster.run(key, 30)
+    assert cluster.created == []
+    assert condition(cluster, key, "Ready") == ("False", invalid.reason, invalid.message)
 
 
 # --- storage.whenDeleted, whenever it is changed ---------------------------------------------------------------------

@@ -16,7 +16,7 @@ from dataclasses import replace
 from twinpod.api import names
 from twinpod.api.names import Reason
 from twinpod.api.types import RLJob, RolloutPool
-from twinpod_operator.nouns import Action, Create, Delete, Fault, Finding, JobLink, Observed, Plan, PodView
+from twinpod_operator.nouns import Action, Create, Delete, Fault, Finding, JobLink, Observed, Plan, PodView, Prove
 from twinpod_operator.policies.attempts import OVERDUE_S, may_live
 from twinpod_operator.policies.children import plan_children, relabel, unpublish
 from twinpod_operator.policies.run import RETRY_S, class_missing
@@ -122,6 +122,8 @@ def _arriving(
             if failures.get(index := int(metadata["labels"][names.LABEL_INDEX])):
                 metadata["annotations"][names.ANNOTATION_FAILURES] = str(failures[index])
             created.append(Create(manifest=manifest))
+    if pool.spec.pod_patch is not None and not observed.pods and created:
+        created.insert(0, Prove(manifest=manifests[-1]))  # the others differ in their names alone
     return created, min(wake, default=None)
 
 

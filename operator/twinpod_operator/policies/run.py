@@ -3,6 +3,7 @@
 Pods are created, never changed, and never deleted by force. An older pod that may still live holds the next set back;
 one whose node does not answer is given up at the end of its grace period: its replacement has another name, and the
 job epoch keeps the old one out. Its devices are not free before the driver has released them.
+Pods with a podPatch are proved by a dry run before the first of their set is created.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from twinpod.api import names
 from twinpod.api.names import Reason
 from twinpod.api.types import RLJob
-from twinpod_operator.nouns import Action, Create, Delete, Finding, Observed, PodView
+from twinpod_operator.nouns import Action, Create, Delete, Finding, Observed, PodView, Prove
 from twinpod_operator.policies.attempts import OVERDUE_S, Ended, current, may_live, wanted_pods
 from twinpod_operator.policies.children import job_pods, unpublish
 from twinpod_operator.policies.gang import gated, needs_gate, place
@@ -21,7 +22,7 @@ from twinpod_operator.render_containers import Platform
 
 __all__ = ["RETRY_S", "Run", "Stop", "class_missing", "plan_run", "plan_stop"]
 
-RETRY_S = 30.0  # to look again for a device class
+RETRY_S = 30.0  # to look again for what a person has to bring: a device class, a volume claim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +104,19 @@ def plan_run(observed: Observed, memory: Memory, job: RLJob, platform: Platform,
 def _creations(
     observed: Observed, memory: Memory, job: RLJob, platform: Platform, missing: list[tuple[str, int]]
 ) -> list[Action]:
+    patched = {names.Role.MASTER.value: job.spec.master.pod_patch, names.Role.HYBRID.value: job.spec.hybrid.pod_patch}
+    unproved = {role for role, patch in patched.items() if patch is not None and not current(observed, memory)}
+    proofs: list[Action] = []
     result: list[Action] = []
     for manifest in job_pods(job, platform, observed.uid, memory.attempt):
         labels = manifest["metadata"]["labels"]
         if (labels[names.LABEL_ROLE], int(labels[names.LABEL_INDEX])) in missing:
-            result.append(Create(manifest=gated(manifest, job, wait=needs_gate(observed, job))))
-    return result
+            pod = gated(manifest, job, wait=needs_gate(observed, job))
+            result.append(Create(manifest=pod))
+            if labels[names.LABEL_ROLE] in unproved:  # the others of its role differ in their names alone
+                unproved.remove(labels[names.LABEL_ROLE])
+                proofs.append(Prove(manifest=pod))
+    return [*proofs, *result]
 
 
 def _held_devices(observed: Observed, old: list[PodView]) -> list[Finding]:

@@ -69,6 +69,7 @@ class FakeCluster:
         self.etcd_down = False
         self.refuse: Callable[[Manifest], nouns.Finding | None] = lambda manifest: None
         self.lose: Callable[[], bool] = lambda: False  # an action is lost
+        self.proved: list[str] = []  # names of pods that were asked for as a dry run
         self.created: list[str] = []  # names of pods, in order
         self._seen: dict[str, Manifest] | None = None
         self._numbers, self._cluster = 0, next(_CLUSTERS)  # uids are never used twice, as in the world
@@ -344,6 +345,9 @@ class FakeCluster:
         match action:
             case nouns.Create(manifest=manifest):
                 return self._create(one, manifest)
+            case nouns.Prove(manifest=manifest):
+                self.proved.append(manifest["metadata"]["name"])
+                return not self._refused(one, manifest)
             case nouns.Apply(manifest=manifest, uid=uid):
                 return self._apply(one, manifest, uid)
             case nouns.IssueCertificates(manifest=manifest):
