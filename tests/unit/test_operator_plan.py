@@ -266,13 +266,14 @@ def test_a_job_of_which_no_pod_may_be_made_is_tried_again_and_fails_in_the_end()
     assert condition(cluster, key, "Failed")[:2] == ("True", "QuotaRefused")
 
 
-def test_a_store_that_is_away_when_a_job_starts_costs_nothing() -> None:
+@pytest.mark.parametrize("reason", [Reason.STORE_UNREACHABLE, Reason.NAMESPACE_TERMINATING])
+def test_a_store_that_is_away_or_a_namespace_that_ends_uses_no_retries_up(reason: Reason) -> None:
     cluster = FakeCluster()
     key = cluster.submit(job_with(failurePolicy=BRIEF))
-    finding = Finding(reason=Reason.STORE_UNREACHABLE, message="etcd:2379 does not answer")
+    finding = Finding(reason=reason, message="wait")
     cluster.refuse = lambda manifest: finding if manifest["kind"] == "Pod" else None
     cluster.run(key, 500)
-    assert condition(cluster, key, "Ready")[:2] == ("False", "EtcdUnreachable")
+    assert condition(cluster, key, "Ready")[:2] == ("False", reason.value)
     assert cluster.resources[key].status["schedulingRetries"] == 0
 
 

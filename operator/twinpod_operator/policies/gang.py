@@ -22,6 +22,8 @@ from twinpod_operator.policies.memory import Memory
 
 __all__ = ["contender", "gated", "needs_gate", "place", "turn"]
 
+NO_FAULT = (Reason.STORE_UNREACHABLE, Reason.NAMESPACE_TERMINATING)  # refusals that wait without a deadline
+
 
 def needs_gate(observed: Observed, job: RLJob) -> bool:
     """Devices are what jobs can deadlock over; without them pods go straight to the scheduler."""
@@ -81,7 +83,7 @@ def place(observed: Observed, memory: Memory, job: RLJob, now: float) -> tuple[l
     if whole and behind and (observed.turn == observed.key or len(behind) < len(pods)):
         ungate = [Ungate(name=pod.name, uid=pod.uid) for pod in behind]
     waiting = (bool(behind) and not ungate) or any(names.QUEUE_GATE in pod.gates for pod in pods)
-    refused = any(finding.reason != Reason.STORE_UNREACHABLE for finding in observed.refusals)  # nobody fails for etcd
+    refused = any(finding.reason not in NO_FAULT for finding in observed.refusals)
     if (waiting and whole) or (not pods and not refused and not memory.placing_since):
         return ungate, replace(memory, placing_since=0.0), None
     since = memory.placing_since or now
