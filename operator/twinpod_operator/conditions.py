@@ -167,6 +167,8 @@ def _degraded(observed: Observed, memory: Memory, facts: Sequence[Fact], notes: 
     """It runs or will run, and something is not as it should be."""
     kind, progress = Condition.DEGRADED, observed.progress
     if memory.finished:
+        if observed.refusals:  # its volumes cannot be given the owner that is wanted
+            return fact(kind, True, observed.refusals[0].reason, observed.refusals[0].message)
         return fact(kind, False, Reason.COMPLETED)
     if progress.reach is Reach.UNREACHABLE:
         return fact(kind, True, Reason.STORE_UNREACHABLE, progress.message)

@@ -155,9 +155,15 @@ def test_a_finished_job_s_volumes_obey_what_is_asked_for_now(first: str, then: s
     key = started(cluster, storage={"whenDeleted": first})
     finished(cluster, key)
     keep(cluster, key, then)
+    cluster.refuse = lambda manifest: Finding(reason="AdmissionRefused", message="not now")
+    for _ in range(2):
+        cluster.reconcile(key)
+    assert condition(cluster, key, "Degraded") == ("True", "AdmissionRefused", "not now")
+    cluster.refuse = lambda manifest: None
     cluster.reconcile(key)
     assert cluster.owner_of(key, CLAIM, state(cluster, key)) == owners
     assert cluster.reconcile(key).actions == ()
+    assert condition(cluster, key, "Degraded")[0] == "False"
 
 
 @pytest.mark.parametrize(("first", "then", "owners"), [("Delete", "Retain", []), ("Retain", "Delete", ["RLJob"])])
