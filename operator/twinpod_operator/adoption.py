@@ -4,7 +4,9 @@ An apply without force adds our fields to any object of that name as long as no 
 of another team would get the job as its controller, would be what the job's pods run as, and would go with the job. So:
 
 * a job that is looked at for the first time has no children: apply, and give back what turns out to have been there,
-* otherwise, which is rare, look first: ours (a label was taken off) is put right by force, others' is left alone.
+* otherwise, which is rare, look first: ours (a label was taken off) is put right by force, others' is left alone,
+* where it does not matter who owns which field (`_PLAIN`: compared by their content), create, which costs the API
+  server half of an apply and takes nothing over.
 
 A volume claim that is there is never applied: leaving a field of its spec out, or writing another value, is refused for
 good. Its labels and the job's owner reference are patched, and other owners keep theirs.
@@ -12,17 +14,25 @@ good. Its labels and the job's owner reference are patched, and other owners kee
 
 from __future__ import annotations
 
+import contextlib
+
 from twinpod.api import names
-from twinpod_operator.kinds import CLAIM, DEVICE_TEMPLATE, kind_of
+from twinpod_operator.kinds import CLAIM, DEVICE_TEMPLATE, SECRET, kind_of
 from twinpod_operator.kube import Api
-from twinpod_operator.kube_errors import ApiConflict, ApiError, NotFound, Refused
+from twinpod_operator.kube_errors import AlreadyExists, ApiConflict, ApiError, NotFound, Refused
 from twinpod_operator.nouns import Finding, Manifest
+
+_PLAIN = (SECRET.kind, CLAIM.kind)
 
 __all__ = ["absent", "belongs", "make", "put_right", "taken"]
 
 
 async def make(api: Api, manifest: Manifest, owner: str, *, first: bool) -> Manifest:
     """The child as the server keeps it. `Refused` with NameTaken when the name is somebody else's."""
+    if first and manifest["kind"] in _PLAIN:
+        with contextlib.suppress(AlreadyExists):
+            return await api.create(manifest)
+        first = False
     if not first and (found := await _look(api, manifest)) is not None:
         if not belongs(found, owner):
             raise taken(manifest, found)

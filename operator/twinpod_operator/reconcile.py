@@ -2,6 +2,8 @@
 
 After actions the world is observed and planned once more, so that the status tells what they led to (a refusal above
 all) and not what was before them; the actions of that second plan are left to the next look, which follows at once.
+The first look at a resource makes what it consists of, and tells nothing: its status comes with the second one, which
+stands in line behind whoever waits for the first.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from twinpod_operator.apply import Actor, Done
 from twinpod_operator.kinds import kind_of
 from twinpod_operator.kube import Api
 from twinpod_operator.kube_errors import ApiConflict, NotFound
-from twinpod_operator.nouns import Emit, Finding, Key, Manifest, Observed, Plan
+from twinpod_operator.nouns import Action, Emit, Finding, Key, Manifest, Observed, Plan
 from twinpod_operator.observe import Observer
 from twinpod_operator.policies.attempts import vanished
 from twinpod_operator.policies.volumes import unseen_state
@@ -123,16 +125,10 @@ class Reconciler:
 
     async def work(self, key: Key) -> float | None:
         """Seconds until it is to be looked at again, None when it is gone."""
-        observed = self._observer.observe(key)
+        observed = await self._look(key)
         if observed is None:
             self._refusals.set(key, [], now=self._clock())
             return None
-        for name in vanished(observed):
-            if await self._actor.find(observed, name):
-                observed = self._observer.observe(key) or observed
-        state = unseen_state(observed)
-        if state is not None and await self._actor.find_claim(observed, state):
-            observed = self._observer.observe(key) or observed
         plan = self._plan(observed, self._platform, self._clock())
         wake: list[float] = [self._resync_s]
         held = self._refusals.held(key, observed.generation, self._clock())
@@ -141,12 +137,15 @@ class Reconciler:
         if waits:
             wake.append(self._refusals.wait_s(key, self._clock()))
         if actions:
-            done = await self._actor.act(observed, actions)
+            first = not observed.status
+            done = await self._actor.act(observed, unsaid(actions) if first else actions)
             wake += self._after(observed, done, waits=waits)
+            if first and not done.refusals and done.stale is None and unsaid(actions):
+                return AGAIN_S
             after = self._observer.observe(key)
             if after is None or after.uid != observed.uid:
                 return AGAIN_S
-            told = set(emits(plan))
+            told = set() if first else set(emits(plan))
             observed, plan = after, self._plan(after, self._platform, self._clock())
             await self._actor.act(observed, tuple(one for one in emits(plan) if one not in told))
             more = [one for one in let_through(plan.actions, held) if not isinstance(one, Emit)]
@@ -160,6 +159,19 @@ class Reconciler:
         if plan.status is not None and not await self._write(observed, plan.status):
             wake.append(CONFLICT_S)
         return min(wake)
+
+    async def _look(self, key: Key) -> Observed | None:
+        """The resource; what should be there and is not seen may only have lost its labels, and is looked for."""
+        observed = self._observer.observe(key)
+        if observed is None:
+            return None
+        for name in vanished(observed):
+            if await self._actor.find(observed, name):
+                observed = self._observer.observe(key) or observed
+        state = unseen_state(observed)
+        if state is not None and await self._actor.find_claim(observed, state):
+            observed = self._observer.observe(key) or observed
+        return observed
 
     def _after(self, observed: Observed, done: Done, *, waits: bool) -> list[float]:
         refused = None
@@ -183,6 +195,11 @@ class Reconciler:
             return False
         self._world.put(answer, own=True)
         return True
+
+
+def unsaid(actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    """Without what is only said. Pure."""
+    return tuple(action for action in actions if not isinstance(action, Emit))
 
 
 def emits(plan: Plan) -> tuple[Emit, ...]:

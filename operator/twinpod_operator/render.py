@@ -26,15 +26,26 @@ from twinpod_operator.render_containers import Manifest, Platform
 from twinpod_operator.render_pods import hybrid_pod, master_pod
 from twinpod_operator.render_run import Attempt, device_template
 
-__all__ = ["Attempt", "Manifest", "Platform", "job_document", "render_job"]
+__all__ = ["Attempt", "Manifest", "Platform", "job_document", "render_around", "render_job", "render_pods"]
 
 
 def render_job(job: RLJob, *, platform: Platform, uid: str, attempt: int) -> list[Manifest]:
     """Every manifest of one attempt, in the order in which they are to be created."""
+    around = render_around(job, platform=platform, uid=uid)
+    return [*around, *render_pods(job, platform=platform, uid=uid, attempt=attempt)]
+
+
+def render_around(job: RLJob, *, platform: Platform, uid: str) -> list[Manifest]:
+    """What is no pod; the same for all attempts."""
+    run = Attempt(job=job, platform=platform, uid=uid, number=1)
+    around = [_config(run, master_pod(run)), _service(run), _account(run), *job_policies(run), _disruption(run)]
+    return [*around, *_claims(run), *_device_template(run)]
+
+
+def render_pods(job: RLJob, *, platform: Platform, uid: str, attempt: int) -> list[Manifest]:
+    """The pods of one attempt, the master first."""
     run = Attempt(job=job, platform=platform, uid=uid, number=attempt)
-    pods = [master_pod(run), *(hybrid_pod(run, index) for index in range(job.spec.hybrid.replicas))]
-    around = [_config(run, pods[0]), _service(run), _account(run), *job_policies(run), _disruption(run)]
-    return [*around, *_claims(run), *_device_template(run), *pods]
+    return [master_pod(run), *(hybrid_pod(run, index) for index in range(job.spec.hybrid.replicas))]
 
 
 def job_document(job: RLJob) -> str:

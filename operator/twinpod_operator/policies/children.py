@@ -14,9 +14,9 @@ from twinpod.api import names
 from twinpod.api.types import RLJob, RolloutPool
 from twinpod_operator import kinds
 from twinpod_operator.nouns import Action, Apply, ChildView, Delete, Label, Manifest, Observed, PodView
-from twinpod_operator.ownership import changeable, revision, stamped, wanted_digest
+from twinpod_operator.ownership import changeable, stamped, wanted_digest
 from twinpod_operator.policies.attempts import overdue
-from twinpod_operator.render import render_job
+from twinpod_operator.render import render_around, render_pods
 from twinpod_operator.render_containers import Platform
 from twinpod_operator.render_pool import render_pool
 
@@ -51,14 +51,12 @@ _tables: dict[tuple[str, int, str, Platform], tuple[Row, ...]] = {}  # a memo of
 
 def job_pods(job: RLJob, platform: Platform, uid: str, attempt: int) -> list[Manifest]:
     """Pods of an attempt."""
-    manifests = render_job(job, platform=platform, uid=uid, attempt=attempt)
-    return [manifest for manifest in manifests if manifest["kind"] == "Pod"]
+    return render_pods(job, platform=platform, uid=uid, attempt=attempt)
 
 
 def job_children(job: RLJob, platform: Platform, uid: str) -> list[Manifest]:
     """Children of a job that are no pods."""
-    manifests = render_job(job, platform=platform, uid=uid, attempt=1)
-    return [manifest for manifest in manifests if manifest["kind"] != "Pod"]
+    return render_around(job, platform=platform, uid=uid)
 
 
 def pool_children(pool: RolloutPool, job: RLJob, platform: Platform, job_uid: str, pool_uid: str) -> list[Manifest]:
@@ -82,8 +80,9 @@ def plan_children(
 
     mark = (observed.uid, observed.generation, job_uid, platform)
     rows = _tables.get(mark) if pool is None else None
+    manifests = rendered() if rows is None else []
     if rows is None:
-        rows = tuple(row_of(manifest) for manifest in rendered())
+        rows = tuple(row_of(manifest) for manifest in manifests)
         if len(_tables) >= _MOST:
             _tables.clear()
         if pool is None:
@@ -95,7 +94,7 @@ def plan_children(
         wrong = {(kind, name) for kind, name in wrong if kind != "ResourceClaimTemplate"}
     actions: list[Action] = []
     if wrong:
-        for manifest in rendered():
+        for manifest in manifests or rendered():
             key = (manifest["kind"], manifest["metadata"]["name"])
             child = there.get(key)
             if key in wrong and child is None:
@@ -120,12 +119,10 @@ def unpublish(pods: Iterable[PodView], now: float) -> list[Action]:
 
 def row_of(manifest: Manifest) -> Row:
     """The digests of what a child should be."""
-    return Row(
-        kind=manifest["kind"],
-        name=manifest["metadata"]["name"],
-        revision=revision(manifest),
-        digest=wanted_digest(stamped(manifest)),
-    )
+    ready = stamped(manifest)
+    metadata = ready["metadata"]
+    revision = metadata["annotations"][names.ANNOTATION_REVISION]
+    return Row(kind=ready["kind"], name=metadata["name"], revision=revision, digest=wanted_digest(ready))
 
 
 def as_wanted(row: Row, child: ChildView | None) -> bool:
