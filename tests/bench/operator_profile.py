@@ -57,7 +57,7 @@ async def functions(stage: Stage, seconds: float) -> str:
         file.flush()
         command = ["go", "tool", "pprof", "-top", "-cum", "-nodecount=400", file.name]
         text = await asyncio.to_thread(
-            subprocess.check_output, command, stderr=subprocess.DEVNULL, text=True, timeout=60
+            subprocess.check_output, command, stderr=subprocess.DEVNULL, text=True, timeout=180
         )
     head, _, table = text.partition("flat  flat%")
     kept = [line for line in table.splitlines()[1:] if OURS.search(line)]
