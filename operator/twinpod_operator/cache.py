@@ -38,18 +38,14 @@ class Shelf(Generic[V]):
         read: Callable[[Manifest], V],
         owner: Callable[[V], str],
         wake: Wake,
-        *,
-        marked: Callable[[V], bool] = lambda view: False,
     ) -> None:
         self._read: Callable[[Manifest], V] = read
         self._owner: Callable[[V], str] = owner
-        self._is_marked: Callable[[V], bool] = marked
         self._wake = wake
         self._held: dict[Place, _Held[V]] = {}
         self._of: dict[str, set[Place]] = {}
         self._deleted: OrderedDict[str, int] = OrderedDict()  # uid → what is not newer is no news
         self._by_uid: dict[str, Place] = {}
-        self._marked: set[Place] = set()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -69,10 +65,6 @@ class Shelf(Generic[V]):
         """Whose the object with that uid is; empty when it is not here."""
         place = self._by_uid.get(uid)
         return self._owner(self._held[place].view) if place is not None else ""
-
-    def marked_owners(self) -> set[str]:
-        """Owners of the views that are marked."""
-        return {self._owner(self._held[place].view) for place in self._marked}
 
     def put(self, raw: Manifest) -> None:
         """From a list or watch. What is no news, as the echo of a write of ours, is not even read."""
@@ -132,7 +124,6 @@ class Shelf(Generic[V]):
         owner = self._owner(view)
         self._held[place] = _Held(view, metadata["uid"], version)
         self._by_uid[metadata["uid"]] = place
-        (self._marked.add if self._is_marked(view) else self._marked.discard)(place)
         if owner:
             self._of.setdefault(owner, set()).add(place)
             self._wake(owner)
@@ -141,7 +132,6 @@ class Shelf(Generic[V]):
         held = self._held.pop(place)
         owner = self._owner(held.view)
         self._by_uid.pop(held.uid, None)
-        self._marked.discard(place)
         places = self._of.get(owner)
         if places is not None:
             places.discard(place)
@@ -182,12 +172,8 @@ class EventShelf:
 
 
 def pods(wake: Wake) -> Shelf[PodView]:
-    """Pods by the uid of their job or pool; marked while they stand in a line for devices."""
-
-    def in_line(view: PodView) -> bool:
-        return bool(view.device_class) and not view.scheduled and not view.ended and not view.deleting
-
-    return Shelf(pod_view, lambda view: view.owner_uid, wake, marked=in_line)
+    """Pods by the uid of their job or pool."""
+    return Shelf(pod_view, lambda view: view.owner_uid, wake)
 
 
 def children(wake: Wake) -> Shelf[ChildView]:

@@ -19,7 +19,7 @@ from twinpod.api import names
 from twinpod_operator import cache, kinds
 from twinpod_operator.cache import TOMBSTONES, Shelf
 from twinpod_operator.kube import Api
-from twinpod_operator.nouns import ChildView, Key, Manifest
+from twinpod_operator.nouns import ChildView, Contender, Key, Manifest
 from twinpod_operator.policies import gang
 from twinpod_operator.reflector import Reflector
 
@@ -55,6 +55,7 @@ class World:
         self._gone: OrderedDict[str, None] = OrderedDict()  # uids, so that no late news brings one back
         self._pools: dict[tuple[str, str], set[Key]] = {}  # (namespace, job) → pools that serve it
         self._served: dict[Key, str] = {}  # pool → job
+        self._line: dict[str, Contender] = {}  # by uid: jobs that stand in a line for devices
         self._turns: dict[str, Key] = {}
         self.pods = cache.pods(self._pod_changed)
         self.children: dict[str, Shelf[ChildView]] = {
@@ -87,11 +88,14 @@ class World:
         deleting, generation = "deletionTimestamp" in metadata, int(metadata.get("generation", 0))
         if held is not None and held.uid != metadata["uid"]:
             self._keys.pop(held.uid, None)
+            self._stand_in_line(held.uid)
         urgent = held is None or held.generation != generation or held.deleting != deleting
         self._kept[key] = _Kept(metadata["uid"], version, generation, deleting, orjson.dumps(raw))
         self._keys[metadata["uid"]] = key
         if key.kind == kinds.ROLLOUT_POOL.kind:
             self._serve(key, str((raw.get("spec") or {}).get("job", "")))
+        if held is None or held.uid != metadata["uid"]:
+            self._stand_in_line(metadata["uid"])  # its pods may have been seen before it
         if not own:
             self._wake(key, urgent=urgent)
         self._wake_pools(key)
@@ -108,6 +112,7 @@ class World:
             return
         del self._kept[key]
         self._keys.pop(held.uid, None)
+        self._stand_in_line(held.uid)
         self._serve(key, "")
         self._wake(key, urgent=True)
         self._wake_pools(key)
@@ -179,11 +184,19 @@ class World:
 
     def _pod_changed(self, owner: str) -> None:
         self._child_changed(owner)
-        owners = self.pods.marked_owners()
-        if not owners and not self._turns:
+        self._stand_in_line(owner)
+
+    def _stand_in_line(self, uid: str) -> None:
+        """The place of a job whose pods changed, and who has the turn now; for most news nothing of it changes."""
+        key = self._keys.get(uid)
+        found = gang.contender(key, self.pods.of(uid)) if key is not None else None
+        if found == self._line.get(uid):
             return
-        found = (gang.contender(self._keys[uid], self.pods.of(uid)) for uid in owners if uid in self._keys)
-        turns = dict(gang.turn(one for one in found if one is not None))
+        if found is None:
+            del self._line[uid]
+        else:
+            self._line[uid] = found
+        turns = dict(gang.turn(self._line.values()))
         for device_class, key in turns.items():
             if self._turns.get(device_class) != key:
                 self._wake(key)

@@ -222,6 +222,31 @@ def test_a_master_s_last_word_is_read_for_a_minute_after_its_end() -> None:
     assert scene.world.telling() == {}
 
 
+def waiting(uid: str, owner: str, created: int, **more: Any) -> dict[str, Any]:
+    raw = pod(f"{owner}-master-a1", uid=uid, owner=owner, spec={"schedulingGates": [{"name": names.GANG_GATE}]} | more)
+    raw["metadata"]["creationTimestamp"] = f"2026-01-01T00:00:0{created}Z"
+    raw["metadata"]["labels"] |= {names.LABEL_DEVICE_CLASS: "gpu", names.LABEL_ATTEMPT: "1"}
+    return raw
+
+
+def test_the_turn_goes_on_when_its_job_is_placed_or_gone_and_wakes_the_next() -> None:
+    scene = WorldScene()
+    scene.world.pods.put(waiting("p2", "j2", 2))  # seen before its job
+    scene.world.put(job(1, "b", "j2"))
+    assert scene.world.turn("gpu") == scene.world.key_of("j2")
+    scene.world.put(job(2, "a", "j1"))
+    scene.world.pods.put(waiting("p1", "j1", 1))
+    assert scene.world.turn("gpu") == scene.world.key_of("j1"), "who has waited longest"
+    scene.take()
+    placed = waiting("p1", "j1", 1, schedulingGates=[], nodeName="n")
+    placed["metadata"]["resourceVersion"] = "9"
+    scene.world.pods.put(placed)
+    assert ("b", False) in scene.take()
+    assert scene.world.turn("gpu") == scene.world.key_of("j2")
+    scene.world.remove(job(10, "b", "j2"))
+    assert scene.world.turn("gpu") is None
+
+
 @pytest.mark.parametrize("text", ["abc", "1e400", "-1", "", "9" * 5000, "nan"])
 def test_what_people_write_into_our_annotations_breaks_nothing(text: str) -> None:
     notes = {names.ANNOTATION_RENEW_AT: text, names.ANNOTATION_FAILURES: text}
