@@ -63,7 +63,8 @@ def test_what_a_failed_command_left_running_is_ended_too() -> None:
 
 def test_an_interrupt_ends_all_and_what_they_have_started() -> None:
     script = (
-        f"import sys; from pathlib import Path; sys.path.insert(0, {str(TOP / 'tools')!r}); import together;"
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"  # background jobs ignore it
+        f"from pathlib import Path; sys.path.insert(0, {str(TOP / 'tools')!r}); import together;"
         "together.run_all({'slow': ['sh', '-c', 'sleep 60 & echo $!; wait']}, cwd=Path(), title='building')"
     )
     with subprocess.Popen([sys.executable, "-u", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
