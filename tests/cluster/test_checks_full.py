@@ -9,6 +9,7 @@ from tests.cluster.fixtures import cluster
 from tests.cluster.platform_scene import PlatformScene, on_node, platform, scene
 from tests.cluster.services import DEVICE_CLASS
 
+from twinpod.api import names
 from twinpod.api.names import Reason
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -33,6 +34,11 @@ def helpers(report: dict[str, Any], iteration: int, pool: str) -> set[str]:
     return {one["pod"] for one in rows if one["iteration"] == iteration and one["pod"].startswith(f"{pool}-")}
 
 
+def left(scene: PlatformScene, pool: str) -> int:
+    """Pods of the pool, those on their way out among them."""
+    return len(scene.cluster.get("pods", "-l", f"{names.LABEL_POOL}={pool}", namespace=scene.home)["items"])
+
+
 def test_a_pool_scaled_from_0_to_2_to_1_on_the_other_node_takes_its_share(scene: PlatformScene) -> None:
     first, second = scene.cluster.nodes
     scene.job("x", iterations=2000, hybrid=KEEP | on_node(first), storage={"snapshotEvery": 50})
@@ -50,15 +56,16 @@ def test_a_pool_scaled_from_0_to_2_to_1_on_the_other_node_takes_its_share(scene:
     begun = scene.iteration("x") + 1
     scene.wait_iteration("x", begun + 10)
     scene.scale("helpers", 1)
-    scene.wait("x", "one helper left", lambda: len(scene.pods("x", "rollout")) == 1, 60)
-    ended = scene.iteration("x") + 1
-    scene.wait_iteration("x", ended + 5)
+    scene.wait("x", "one helper is gone", lambda: left(scene, "helpers") == 1, 120)
+    ended = scene.inspect("x")["iterations_committed"] + 1
+    scene.wait_iteration("x", ended + 20)
     report = scene.inspect("x")
     done = report["iterations_committed"]
     ours, all_of_them = shares(report, begun, done - 1, "helpers")
     print(f"iterations {begun} to {done - 1}: {ours} of {all_of_them} segments by helpers")
     assert ours >= 0.2 * all_of_them
-    assert helpers(report, done - 1, "helpers") == {"helpers-rollout-0"}
+    late = [helpers(report, iteration, "helpers") for iteration in range(ended + 1, done)]
+    assert set().union(*late) == {"helpers-rollout-0"}, "the other one helps on; it need not in every quick iteration"
     assert [one["iteration"] for one in report["iterations"]] == list(range(1, done + 1)), "no iteration failed"
     assert (report["resumes"], scene.status("x")["restarts"], scene.status("x")["attempt"]) == (0, 0, 1)
     scene.delete("x")
