@@ -26,11 +26,12 @@ from tests.cluster.layout import (
     need_ports,
     read_layout,
     root_of,
+    taken_ports,
 )
 from tests.cluster.node import PAUSE_IMAGE
 from tests.cluster.steps import Steps
 
-READY_S, STOP_S = 90.0, 60.0
+READY_S, STOP_S, LET_GO_S = 90.0, 60.0, 10.0
 KEPT_BY_DOWN = {"registry", "layout.json"}
 
 
@@ -104,6 +105,7 @@ def _start(steps: Steps, name: str, mode: Mode) -> Layout:
         leftovers.sweep(known)
     with _locked(root_of(name).parent / "numbers.lock"):  # two new names must not choose the same number
         layout = choose_layout(name, mode)
+        _let_go(layout)
         need_ports(layout)
         if layout.full:
             machine.check_space(layout.root)
@@ -117,6 +119,13 @@ def _start(steps: Steps, name: str, mode: Mode) -> Layout:
     process = supervisor.start(layout)
     steps.wait("start the supervisor", lambda: _supervised(layout, process), tick_s=0.05)
     return layout
+
+
+def _let_go(layout: Layout) -> None:
+    """A process that was killed is seen no more before the kernel has closed its sockets: waits a moment for that."""
+    deadline = time.monotonic() + LET_GO_S
+    while taken_ports(layout, layout.outside) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _supervised(layout: Layout, process: subprocess.Popen[bytes]) -> bool:
