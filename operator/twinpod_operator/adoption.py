@@ -5,8 +5,8 @@ of another team would get the job as its controller, would be what the job's pod
 
 * a job that is looked at for the first time has no children: apply, and give back what turns out to have been there,
 * otherwise, which is rare, look first: ours (a label was taken off) is put right by force, others' is left alone,
-* where it does not matter who owns which field (`_PLAIN`: compared by their content), create, which costs the API
-  server half of an apply and takes nothing over.
+* where it does not matter who owns which field (`_PLAIN`: compared by their content), create, which is cheaper for the
+  API server than an apply and takes nothing over.
 
 A volume claim that is there is never applied: leaving a field of its spec out, or writing another value, is refused for
 good. Its labels and the job's owner reference are patched, and other owners keep theirs.
