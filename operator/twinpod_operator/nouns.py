@@ -57,6 +57,7 @@ class ContainerEnd:
     signal: int  # 0 when it exited by itself
     reason: str  # the kubelet's: OOMKilled, Error, Completed
     message: str  # termination message or the end of the log
+    at: float = 0.0  # Unix seconds; 0 when the kubelet did not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

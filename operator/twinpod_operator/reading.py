@@ -36,6 +36,7 @@ def pod_view(raw: Manifest) -> PodView:
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     ends = tuple(_ends(status))
     last_end = max((unix(end.get("finishedAt")) for end in _terminated(status)), default=0.0)
+    asked = _deletion_asked(metadata)
     scheduled = bool(spec.get("nodeName"))
     wrong = wrong_labels(raw)
     labels = {**labels, **dict(wrong)}
@@ -52,8 +53,8 @@ def pod_view(raw: Manifest) -> PodView:
         scheduled=scheduled,
         ready=_true(conditions.get("Ready")),
         delete_by=unix(metadata.get("deletionTimestamp")),
-        fault=_fault(metadata, status, conditions, ends, last_end),
-        reasons=tuple(_reasons(status, conditions, ends, scheduled)),
+        fault=_fault(status, conditions, ends, last_end, asked),
+        reasons=tuple(_reasons(status, conditions, ends, scheduled, asked)),
         ends=ends,
         restarts=sum(int(item.get("restartCount", 0)) for item in status.get("initContainerStatuses") or ()),
         template_hash=annotations.get(names.ANNOTATION_TEMPLATE_HASH, ""),
@@ -124,30 +125,37 @@ def event_finding(raw: Manifest) -> Finding | None:
 
 
 def _reasons(
-    status: Manifest, conditions: dict[str, Any], ends: tuple[ContainerEnd, ...], scheduled: bool
+    status: Manifest, conditions: dict[str, Any], ends: tuple[ContainerEnd, ...], scheduled: bool, asked: float
 ) -> Iterator[Finding]:
-    """Worst first: what was done to it, how it ended, what a container waits for, why it has no node."""
+    """Worst first: what was done to it, how it ended, what a container waits for, why it has no node.
+
+    Of a pod that somebody deleted only what came before counts: how its containers take it and what it waited for are
+    not why it goes.
+    """
     if status.get("phase") == "Succeeded":
         return
     yield from pod_finding(status, conditions)
     for end in ends:
-        yield from end_finding(end)
+        if not asked or end.at < asked:
+            yield from end_finding(end)
+    if asked:
+        return
     for item in _statuses(status):
         yield from waiting_finding(item)
     if not scheduled:
         yield from scheduling_finding(conditions.get("PodScheduled"))
 
 
+def _deletion_asked(metadata: Manifest) -> float:
+    """When, in Unix seconds; 0 while nobody did."""
+    deletion, grace = unix(metadata.get("deletionTimestamp")), metadata.get("deletionGracePeriodSeconds")
+    return deletion - float(GRACE_S if grace is None else grace) if deletion else 0.0
+
+
 def _fault(
-    metadata: Manifest,
-    status: Manifest,
-    conditions: dict[str, Any],
-    ends: tuple[ContainerEnd, ...],
-    last_end: float,
+    status: Manifest, conditions: dict[str, Any], ends: tuple[ContainerEnd, ...], last_end: float, asked: float
 ) -> Fault | None:
     """Whose fault the end is. What crashed before its deletion was asked for has crashed by itself."""
-    deletion = unix(metadata.get("deletionTimestamp"))
-    asked = deletion - float(metadata.get("deletionGracePeriodSeconds") or GRACE_S) if deletion else 0.0
     failed = status.get("phase") == "Failed"
     if _true(conditions.get(names.QUEUE_STOPPED)):
         return Fault.QUEUE
@@ -158,7 +166,7 @@ def _fault(
         return Fault.APPLICATION
     if failed and status.get("reason") == "Evicted" and "exceed" in str(status.get("message")):
         return Fault.APPLICATION  # of its own limit of a volume or of scratch space
-    return Fault.INFRASTRUCTURE if failed or deletion else None
+    return Fault.INFRASTRUCTURE if failed or asked else None
 
 
 def _ended_at(metadata: Manifest, conditions: dict[str, Any], last_end: float) -> float:
@@ -191,6 +199,7 @@ def _ends(status: Manifest) -> Iterator[ContainerEnd]:
                 signal=int(ended.get("signal") or 0),
                 reason=ended.get("reason", ""),
                 message=str(ended.get("message") or "").strip(),
+                at=unix(ended.get("finishedAt")),
             )
 
 

@@ -80,6 +80,28 @@ def test_a_pods_first_reason(raw: dict[str, Any], reason: str) -> None:
     assert pod_view(raw).reasons[0].reason == reason
 
 
+WAITING = [{"name": "trainer", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]
+
+
+@pytest.mark.parametrize(
+    ("status", "reasons"),
+    [
+        pytest.param(unscheduled("no room")["status"], [], id="it had no node"),
+        pytest.param({"phase": "Pending", "containerStatuses": WAITING}, [], id="its image did not come"),
+        pytest.param({"phase": "Failed", "containerStatuses": ended(137)}, [], id="it was killed in the end"),
+        pytest.param(
+            {"phase": "Failed", "containerStatuses": ended(3, "2026-01-01T00:59:59Z")},
+            ["ContainerCrashed"],
+            id="it had crashed before",
+        ),
+        pytest.param({"phase": "Running", "conditions": [TARGET]}, ["NodeLost"], id="the node was lost"),
+    ],
+)
+def test_what_a_deleted_pod_waited_for_is_not_why_it_goes(status: dict[str, Any], reasons: list[str]) -> None:
+    view = pod_view(pod("2026-01-01T01:01:00Z", **status))
+    assert [found.reason for found in view.reasons] == reasons
+
+
 def test_a_claim_that_a_quota_refuses_is_known_by_an_event_alone() -> None:
     event = {
         "type": "Warning",
