@@ -300,6 +300,24 @@ def test_without_the_device_class_no_template_is_made_and_one_that_is_there_stay
     assert plan(missing, PLATFORM, cluster.now).actions == ()
 
 
+def test_a_device_class_that_never_comes_fails_the_job_when_its_scheduling_retries_are_used_up() -> None:
+    cluster = FakeCluster()
+    policy = {"maxSchedulingRetries": 2, "schedulingDeadlineSeconds": 60}
+    key = cluster.submit(job_with(hybrid=DEVICES, failurePolicy=policy))
+    status: dict[str, Any] = {}
+    waited = 0.0
+    while waited < 300 and not status.get("completionTime"):
+        lacking = replace(cluster.observed(key), missing_device_class=True, status=status)
+        made = plan(lacking, PLATFORM, cluster.now + waited)
+        assert not [one for one in made.actions if isinstance(one, Create)]
+        status = made.status or status
+        waited += max(1.0, made.wake_after_s or 0.0)
+    failed = next(one for one in status["conditions"] if one["type"] == "Failed")
+    assert (failed["reason"], status["schedulingRetries"]) == (Reason.DEVICE_CLASS_MISSING, 2)
+    assert "all 2 scheduling retries are used up" in failed["message"]
+    assert 180 <= waited <= 240
+
+
 @pytest.mark.parametrize(
     ("kind", "said", "reason", "parts"),
     [

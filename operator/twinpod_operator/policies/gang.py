@@ -20,7 +20,7 @@ from twinpod_operator.nouns import Contender, Finding, Key, Manifest, Observed, 
 from twinpod_operator.policies.attempts import Ended, current, queued, spent, wanted_pods
 from twinpod_operator.policies.memory import Memory
 
-__all__ = ["contender", "gated", "needs_gate", "place", "turn"]
+__all__ = ["contender", "gated", "needs_gate", "place", "turn", "unplaced"]
 
 NO_FAULT = (Reason.STORE_UNREACHABLE, Reason.NAMESPACE_TERMINATING)  # refusals that wait without a deadline
 
@@ -91,11 +91,16 @@ def place(observed: Observed, memory: Memory, job: RLJob, now: float) -> tuple[l
     memory = replace(memory, placing_since=since)
     if now < deadline:
         return ungate, memory, None
-    ended = Ended(outcome=None, fault=None, why=_why(observed, pods, whole, job))
+    return [], memory, unplaced(_why(observed, pods, whole, job), memory, job)
+
+
+def unplaced(why: Finding, memory: Memory, job: RLJob) -> Ended:
+    """The scheduling deadline has passed: the attempt is over, and with the last of the retries the job."""
+    ended = Ended(outcome=None, fault=None, why=why)
     most = job.spec.failure_policy.max_scheduling_retries
-    if memory.scheduling_retries >= most:
-        ended = spent(ended, f"all {most} scheduling retries are used up (failurePolicy.maxSchedulingRetries)")
-    return [], memory, ended
+    if memory.scheduling_retries < most:
+        return ended
+    return spent(ended, f"all {most} scheduling retries are used up (failurePolicy.maxSchedulingRetries)")
 
 
 def _why(observed: Observed, pods: tuple[PodView, ...], whole: bool, job: RLJob) -> Finding:

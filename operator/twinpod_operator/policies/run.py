@@ -16,7 +16,7 @@ from twinpod.api.types import RLJob
 from twinpod_operator.nouns import Action, Create, Delete, Finding, Observed, PodView, Prove
 from twinpod_operator.policies.attempts import OVERDUE_S, Ended, current, may_live, wanted_pods
 from twinpod_operator.policies.children import job_pods, unpublish
-from twinpod_operator.policies.gang import gated, needs_gate, place
+from twinpod_operator.policies.gang import gated, needs_gate, place, unplaced
 from twinpod_operator.policies.memory import Memory, stamp
 from twinpod_operator.render_containers import Platform
 
@@ -83,12 +83,7 @@ def plan_run(observed: Observed, memory: Memory, job: RLJob, platform: Platform,
         pause = _pause(memory)
         return Run(memory=memory, actions=stop.actions, wake=memory.not_before - now, notes=(pause, *stop.notes))
     elif observed.missing_device_class:
-        return Run(
-            memory=memory,
-            actions=stop.actions,
-            wake=RETRY_S,
-            notes=(class_missing(job.spec.hybrid.device_class, "hybrid."), *stop.notes),
-        )
+        return _wait_for_class(memory, job, stop, now)
     actions: list[Action] = [*stop.actions]
     if missing and memory.complete_attempt != memory.attempt:
         actions += _creations(observed, memory, job, platform, missing)
@@ -99,6 +94,25 @@ def plan_run(observed: Observed, memory: Memory, job: RLJob, platform: Platform,
     if placed and not all(pod.ready for pod in pods):
         wake = max(0.5, memory.placing_since + job.spec.failure_policy.start_deadline_seconds - now)
     return Run(memory=memory, actions=(*actions, *ungate), wake=wake, notes=stop.notes, ended=ended)
+
+
+def _wait_for_class(memory: Memory, job: RLJob, stop: Stop, now: float) -> Run:
+    """Nothing is made that could not be placed; each scheduling deadline that passes so costs a scheduling retry."""
+    lacking = class_missing(job.spec.hybrid.device_class, "hybrid.")
+    since = memory.placing_since or now
+    deadline = since + job.spec.failure_policy.scheduling_deadline_seconds
+    if now >= deadline:
+        ended = unplaced(lacking, memory, job)
+        if ended.outcome is not None:
+            return Run(memory=memory, ended=ended)
+        memory = replace(memory, scheduling_retries=memory.scheduling_retries + 1)
+        since, deadline = now, now + job.spec.failure_policy.scheduling_deadline_seconds
+    return Run(
+        memory=replace(memory, placing_since=since),
+        actions=stop.actions,
+        wake=min(RETRY_S, deadline - now),
+        notes=(lacking, *stop.notes),
+    )
 
 
 def _creations(
