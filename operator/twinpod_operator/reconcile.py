@@ -142,7 +142,7 @@ class Reconciler:
             wake += self._after(observed, done, waits=waits)
             if first and not done.refusals and done.stale is None and unsaid(actions):
                 return AGAIN_S
-            after = self._observer.observe(key)
+            after = await self._look(key)
             if after is None or after.uid != observed.uid:
                 return AGAIN_S
             told = set() if first else set(emits(plan))
@@ -161,13 +161,19 @@ class Reconciler:
         return min(wake)
 
     async def _look(self, key: Key) -> Observed | None:
-        """The resource; what should be there and is not seen may only have lost its labels, and is looked for."""
+        """The resource; what should be there and is not seen may only have lost its labels, and is looked for.
+
+        More may lose theirs meanwhile (`kubectl label pods --all`): nothing is judged before all were looked for.
+        """
         observed = self._observer.observe(key)
         if observed is None:
             return None
-        for name in vanished(observed):
-            if await self._actor.find(observed, name):
-                observed = self._observer.observe(key) or observed
+        sought: set[str] = set()
+        while names := [name for name in vanished(observed) if name not in sought]:
+            for name in names:
+                sought.add(name)
+                await self._actor.find(observed, name)
+            observed = self._observer.observe(key) or observed
         state = unseen_state(observed)
         if state is not None and await self._actor.find_claim(observed, state):
             observed = self._observer.observe(key) or observed

@@ -15,8 +15,9 @@ from twinpod.api.names import Reason
 from twinpod.api.types import FailurePolicy, RLJob
 from twinpod.api.yaml_text import read_document, write_document
 from twinpod.testing.fake_cluster import PLATFORM, FakeCluster
-from twinpod_operator.nouns import Finding, Key, Observed
+from twinpod_operator.nouns import Finding, Key, Observed, Plan
 from twinpod_operator.plan import plan
+from twinpod_operator.reconcile import Reconciler, Refusals
 from twinpod_operator.settings import DAY_S
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "reverse-letters.yaml"
@@ -118,6 +119,46 @@ def test_a_pod_that_is_lost_takes_the_set_along_and_the_next_set_has_new_names(
     running = [view.name for view in cluster.views(key) if view.ready]
     assert sorted(running) == ["x-hybrid-0-a2", "x-master-a2"]
     assert any(event.reason == "Restarting" and reason in event.message for event in cluster.events)
+
+
+class Unlabelled:
+    """Observer and actor of a cluster where pods lose their labels, each while the one before it is looked for."""
+
+    def __init__(self, cluster: FakeCluster, losing: list[str]) -> None:
+        self.cluster, self.losing = cluster, losing
+        self.hidden: dict[str, Any] = {}
+        self._lose()
+
+    def _lose(self) -> None:
+        if self.losing:
+            name = self.losing.pop(0)
+            self.hidden[name] = self.cluster.pods.pop(name)
+
+    def observe(self, key: Key) -> Observed:
+        return self.cluster.observed(key)
+
+    async def find(self, observed: Observed, name: str) -> bool:
+        self.cluster.pods[name] = self.hidden.pop(name)
+        self._lose()
+        return True
+
+
+async def test_pods_that_lose_their_labels_one_after_the_other_are_all_found_before_anything_is_judged() -> None:
+    cluster = FakeCluster()
+    key = started(cluster)
+    seen: list[Observed] = []
+
+    def judged(observed: Observed, platform: object, now: float) -> Plan:
+        seen.append(observed)
+        return Plan()
+
+    scene: Any = Unlabelled(cluster, ["x-master-a1", "x-hybrid-0-a1"])
+    other: Any = None  # neither API nor world is asked
+    await Reconciler(
+        api=other, world=other, observer=scene, actor=scene, refusals=Refusals(), plan=judged, platform=PLATFORM,
+        resync_s=300.0,
+    ).work(key)  # fmt: skip
+    assert [sorted(pod.name for pod in one.pods) for one in seen] == [["x-hybrid-0-a1", "x-master-a1"]]
 
 
 def test_a_crash_that_repeats_uses_the_budget_up_with_growing_pauses() -> None:
