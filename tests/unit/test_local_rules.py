@@ -11,7 +11,7 @@ from twinpod.api import names
 from twinpod.api.load import load_manifest
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault, InputError
-from twinpod.local.addresses import choose_block, hosts_file, pod_address
+from twinpod.local.addresses import claimed_block, hosts_file, pod_address
 from twinpod.local.folder import RunFolder, refuse_difference
 from twinpod.local.inputs import load_run
 from twinpod.local.mounts import Volumes, containers_of, needed_paths
@@ -167,12 +167,19 @@ def test_more_iterations_in_the_same_folder_are_welcome() -> None:
 
 
 def test_a_block_with_a_taken_port_is_passed_over() -> None:
-    free = choose_block([(7400,)], (2379,))
+    with claimed_block([(7400,)], (2379,)) as block:
+        free = block
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an earlier test's connection may still linger
         listener.bind((pod_address(free, 0), 7400))
         listener.listen()
-        assert choose_block([(7400,)], (2379,)) != free
+        with claimed_block([(7400,)], (2379,)) as another:
+            assert another != free
+
+
+def test_two_runs_that_start_together_never_have_the_same_block() -> None:
+    with claimed_block([(7400,)], (2379,)) as first, claimed_block([(7400,)], (2379,)) as second:
+        assert first != second
 
 
 def test_a_port_taken_everywhere_is_named() -> None:
@@ -180,8 +187,8 @@ def test_a_port_taken_everywhere_is_named() -> None:
         listener.bind(("0.0.0.0", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with pytest.raises(EnvironmentFault) as refused:
-            choose_block([(port,)], ())
+        with pytest.raises(EnvironmentFault) as refused, claimed_block([(port,)], ()):
+            pass
     assert f"port {port} is taken" in str(refused.value)
     assert "ss -ltnp" in str(refused.value)
 

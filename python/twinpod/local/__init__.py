@@ -32,7 +32,7 @@ from typing import Protocol
 
 from twinpod.api.types import RLJob, RolloutPool
 from twinpod.errors import EnvironmentFault
-from twinpod.local.addresses import ETCD_HOST, choose_block, hosts_file, pod_address
+from twinpod.local.addresses import ETCD_HOST, claimed_block, hosts_file, pod_address
 from twinpod.local.control import Control
 from twinpod.local.etcd_server import CLIENT_PORT, PEER_PORT, EtcdServer
 from twinpod.local.folder import RunFolder, write_whole
@@ -108,7 +108,12 @@ class Launcher:
         rendered_pools = [self._render_pool(pool, self._job, uid) for pool in self._pool_specs]
         check_memory([*rendered.pods, *(pod for one in rendered_pools for pod in one.pods[: one.replicas])])
         every_pod = (*rendered.pods, *(pod for one in rendered_pools for pod in one.pods))
-        block = choose_block([pod.ports for pod in every_pod], (CLIENT_PORT, PEER_PORT))
+        with claimed_block([pod.ports for pod in every_pod], (CLIENT_PORT, PEER_PORT)) as block:
+            return await self._run_at(block, rendered, rendered_pools)
+
+    async def _run_at(self, block: str, rendered: Rendered, rendered_pools: Sequence[RenderedPool]) -> Decision:
+        """Everything of the run, at addresses of that block."""
+        every_pod = (*rendered.pods, *(pod for one in rendered_pools for pod in one.pods))
         configs = {**rendered.configs, **{name: files for one in rendered_pools for name, files in one.configs.items()}}
         place = self._prepare(rendered, every_pod, configs, block)
         pools = self._pools(rendered_pools, place, len(rendered.pods))

@@ -4,9 +4,10 @@ without set-up.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from twinpod.errors import EnvironmentFault, InputError
 
@@ -16,8 +17,11 @@ LAST_HOST = 254
 ETCD_HOST = 1
 
 
-def choose_block(ports_of_pods: Sequence[tuple[int, ...]], platform_ports: tuple[int, ...]) -> str:
-    """The first block where everything can be bound; EnvironmentFault names the port that is taken in all of them."""
+@contextlib.contextmanager
+def claimed_block(ports_of_pods: Sequence[tuple[int, ...]], platform_ports: tuple[int, ...]) -> Iterator[str]:
+    """The first block that no other run has and where everything can be bound. No other run gets it while this lasts,
+    even before anything listens there. EnvironmentFault names the port that is taken in all of them.
+    """
     if FIRST_POD + len(ports_of_pods) > LAST_HOST:
         raise InputError(
             f"{len(ports_of_pods)} pods, pools at their largest included, are more than the {LAST_HOST - FIRST_POD}"
@@ -28,10 +32,18 @@ def choose_block(ports_of_pods: Sequence[tuple[int, ...]], platform_ports: tuple
     for block in BLOCKS:
         wanted = [(f"{block}.{ETCD_HOST}", port) for port in platform_ports]
         wanted += [(pod_address(block, index), port) for index, ports in enumerate(ports_of_pods) for port in ports]
-        taken = next(((address, port) for address, port in wanted if not _free(address, port)), None)
-        if taken is None:
-            return block
-    assert taken is not None
+        with socket.socket(socket.AF_UNIX) as claim:
+            if not _bound(claim, f"\0twinpod-{block}"):  # an abstract name: it ends with the process, however that ends
+                continue
+            busy = next(((address, port) for address, port in wanted if not _free(address, port)), None)
+            if busy is None:
+                yield block
+                return
+            taken = busy
+    if taken is None:
+        raise EnvironmentFault(
+            f"{len(BLOCKS)} runs have all addresses of this machine", where="local mode", mend="end one of them"
+        )
     raise EnvironmentFault(
         f"port {taken[1]} is taken at {taken[0]} and at every other address tried",
         where="local mode",
@@ -54,10 +66,14 @@ def hosts_file(names_by_address: dict[str, tuple[str, ...]]) -> str:
 def _free(address: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            raise EnvironmentFault(f"cannot bind {address}:{port}: {error.strerror}", where="local mode") from error
+        return _bound(probe, (address, port))
+
+
+def _bound(claim: socket.socket, address: tuple[str, int] | str) -> bool:
+    try:
+        claim.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise EnvironmentFault(f"cannot bind {address!r}: {error.strerror}", where="local mode") from error
     return True
