@@ -36,7 +36,10 @@ class Control:
         with _handle(self._folder) as handle:
             old = os.umask(0o177)
             try:
-                self._server = await asyncio.start_unix_server(self._take, path=f"/proc/self/fd/{handle}/{NAME}")
+                # Under its name only when it listens: who finds it may connect
+                made = f"/proc/self/fd/{handle}/{NAME}.new"
+                self._server = await asyncio.start_unix_server(self._take, path=made)
+                os.rename(made, f"/proc/self/fd/{handle}/{NAME}")
             finally:
                 os.umask(old)
 
