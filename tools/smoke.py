@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from watch import look
+from watch import look, steadily
 
 from twinpod.client.cluster import RESOURCE, ClusterJob
 from twinpod.errors import EnvironmentFault
 from twinpod.master.inspect import from_json
-from twinpod.records.run import IterationRecord, RunReport
+from twinpod.records.run import RunReport
 
 MANY, MORE = 1_000_000, 2
-START_S, POOL_S, STOP_S, END_S = 420.0, 420.0, 180.0, 420.0
+START_S, POOL_S, STOP_S, END_S = 900.0, 900.0, 180.0, 420.0  # the first two: nodes fetch and unpack images
 LOOK_S, READ_S = 2.0, 5.0  # reading the books starts a program in the master's pod: not too often
-LAG_S = 10.0  # the operator reads a job's progress now and then, so its status may be so old when the pods stop
 Manifest = dict[str, Any]
 
 
@@ -53,19 +51,20 @@ class JobOnCluster:
 
     def resource(self) -> Manifest:
         """See Job."""
-        return self.job.resource()
+        return steadily(self.job.resource)
 
     def pods(self) -> list[Manifest]:
         """See Job."""
-        return self.job.pods()
+        return steadily(self.job.pods)
 
     def report(self) -> RunReport:
         """See Job."""
-        return from_json(self.job.inspect("--json"))
+        return from_json(steadily(lambda: self.job.inspect("--json")))
 
     def change(self, spec: Manifest) -> None:
         """See Job."""
-        self.job.kubectl.text("patch", RESOURCE, self.job.name, "--type=merge", "-p", json.dumps({"spec": spec}))
+        patch = ("patch", RESOURCE, self.job.name, "--type=merge", "-p", json.dumps({"spec": spec}))
+        steadily(lambda: self.job.kubectl.text(*patch))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +84,10 @@ class Smoke:
         before = self.job.report()
         self.job.change({"suspend": True})
         self._until("the job is suspended and its pods are gone", self._stopped, STOP_S, LOOK_S)
-        done = max(before.iterations_committed, committed(self.job.resource()))
-        wanted = done + math.ceil(LAG_S / pace(before.iterations)) + MORE
+        done = self.job.report().iterations_committed
+        wanted = done + MORE
         self.job.change({"suspend": False, "iterations": wanted})
-        self._until(f"resumed after at least {done} iterations, it ends after {wanted}", self._ended, END_S, LOOK_S)
+        self._until(f"resumed after {done} iterations, it ends after {wanted}", self._ended, END_S, LOOK_S)
         report = self.job.report()
         if wrong := problems(before, report, wanted):
             raise EnvironmentFault("; ".join(wrong), where="smoke: the job's books")
@@ -171,12 +170,6 @@ def stopped(resource: Manifest, pods: Sequence[Manifest]) -> bool:
     conditions = {one["type"]: one["status"] for one in (resource.get("status") or {}).get("conditions", ())}
     over = all(pod["status"].get("phase") in ("Succeeded", "Failed") for pod in pods)
     return conditions.get("Suspended") == "True" and over
-
-
-def pace(iterations: Sequence[IterationRecord]) -> float:
-    """Seconds of an iteration, by the last five. Pure."""
-    last = [one.seconds.total for one in iterations[-5:]]
-    return max(0.1, sum(last) / len(last)) if last else 1.0
 
 
 def problems(before: RunReport, after: RunReport, wanted: int) -> list[str]:

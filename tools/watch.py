@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from twinpod.client.kubectl import Kubectl
+from twinpod.errors import EnvironmentFault
 
+_T = TypeVar("_T")
 LOOK_S = 2.0
+TRIES, AGAIN_S = 4, 5.0  # of a call; between its tries
 WIDTH = 60
 
 
@@ -19,11 +22,24 @@ def say(line: str) -> None:
     print(f"demo: {line}", flush=True)
 
 
+def steadily(call: Callable[[], _T], rest: Callable[[float], None] = time.sleep) -> _T:
+    """What the call gives. One that the cluster did not answer, or answered with an error of its own, is made again:
+    a job of minutes is not given up for one of a hundred looks.
+    """
+    for _ in range(TRIES - 1):
+        try:
+            return call()
+        except EnvironmentFault as error:
+            say(f"{error.line()}; asks again in {AGAIN_S:.0f} s")
+            rest(AGAIN_S)
+    return call()
+
+
 def follow(kubectl: Kubectl, job: str) -> str:
     """Prints a line whenever something changed; the condition that ended the job."""
     began, told = time.monotonic(), ""
     while True:
-        line, ended = look(kubectl.json("get", "rlj", job))
+        line, ended = look(steadily(lambda: kubectl.json("get", "rlj", job)))
         if line != told:
             print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
             told = line

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from twinpod.errors import InputError
+from twinpod.errors import EnvironmentFault, InputError
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -35,6 +35,35 @@ places, watch = sys.modules["places"], sys.modules["watch"]
 
 def condition(kind: str, status: str, reason: str, message: str = "") -> dict[str, str]:
     return {"type": kind, "status": status, "reason": reason, "message": message}
+
+
+@pytest.mark.parametrize(
+    ("faults", "outcome", "rests"),
+    [
+        ([], "answered", 0),
+        ([EnvironmentFault("TLS handshake timeout", where="kubectl get")] * 3, "answered", 3),
+        ([EnvironmentFault("TLS handshake timeout", where="kubectl get")] * 4, EnvironmentFault, 3),
+        ([InputError("rljobs x not found", where="kubectl get")], InputError, 0),
+    ],
+    ids=["at once", "in the end", "never", "what is not there is not asked for again"],
+)
+def test_a_look_that_fails_is_made_again_before_the_job_is_given_up(
+    faults: list[Exception], outcome: str | type[Exception], rests: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting, rested = list(faults), []
+
+    def call() -> str:
+        if waiting:
+            raise waiting.pop(0)
+        return "answered"
+
+    if isinstance(outcome, str):
+        assert watch.steadily(call, rested.append) == outcome
+    else:
+        with pytest.raises(outcome):
+            watch.steadily(call, rested.append)
+    assert len(rested) == rests
+    assert capsys.readouterr().out.count("TLS handshake timeout; asks again in 5 s") == rests
 
 
 @pytest.mark.parametrize(

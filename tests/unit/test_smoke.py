@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,6 @@ class PlayedJob:
     """A job that commits an iteration whenever it is looked at; its pool helps from an iteration on, if ever."""
 
     helps_from: int = 3
-    lag: int = 0  # iterations that its status is behind
     loses: bool = False  # starts anew when it is resumed
     fails_at: int = 0
     epochs: list[int] = field(default_factory=list)
@@ -80,8 +79,7 @@ class PlayedJob:
             self.epochs.append(1 + len(self.changes) // 2)
         facts = {"Suspended": suspended, "Succeeded": self.over and not failed, "Failed": failed}
         conditions = [{"type": kind, "status": str(bool(fact)), "reason": kind} for kind, fact in facts.items()]
-        seen = max(0, len(self.epochs) - self.lag)
-        return {"spec": self.spec, "status": {"iteration": seen, "conditions": conditions}}
+        return {"spec": self.spec, "status": {"iteration": len(self.epochs), "conditions": conditions}}
 
     def pods(self) -> list[dict[str, Any]]:
         return [] if self.spec.get("suspend") else [{"status": {"phase": "Running"}}]
@@ -116,9 +114,8 @@ def prove(job: PlayedJob) -> tuple[RunReport, list[str]]:
     return smoke.Smoke(job=job, pool=POOL, say=said.append, now=clock.now, rest=clock.rest).prove(), said
 
 
-@pytest.mark.parametrize("lag", [0, 2])
-def test_a_job_and_a_pool_that_work_are_proved_in_steps_that_are_told(lag: int) -> None:
-    job = PlayedJob(lag=lag)
+def test_a_job_and_a_pool_that_work_are_proved_in_steps_that_are_told() -> None:
+    job = PlayedJob()
     books, said = prove(job)
     assert [line.partition(":")[2].partition(":")[0] for line in said[:3]] == [
         " the job commits its first iteration",
@@ -131,7 +128,7 @@ def test_a_job_and_a_pool_that_work_are_proved_in_steps_that_are_told(lag: int) 
 
 
 def test_a_pool_that_never_generated_fails_at_its_deadline() -> None:
-    with pytest.raises(EnvironmentFault, match="generates under the current weights: not after 420 s"):
+    with pytest.raises(EnvironmentFault, match="generates under the current weights: not after 900 s"):
         prove(PlayedJob(helps_from=smoke.MANY))
 
 
@@ -190,13 +187,6 @@ def test_a_job_has_stopped_when_it_says_so_and_no_pod_is_left(
 ) -> None:
     status = {"conditions": [{"type": "Suspended", "status": suspended}]}
     assert smoke.stopped({"status": status}, [{"status": {"phase": phase}} for phase in phases]) is expected
-
-
-def test_the_pace_is_that_of_the_last_iterations() -> None:
-    slow = replace(SECONDS, switch=100.0)
-    records = [replace(record(1, 1), seconds=slow), *(record(n, 1) for n in range(2, 7))]
-    assert smoke.pace(records) == 2.0
-    assert smoke.pace([]) == 1.0
 
 
 def test_the_job_and_its_pool_are_sound_resources() -> None:
