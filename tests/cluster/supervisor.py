@@ -171,7 +171,8 @@ def api_ready(layout: Layout, timeout_s: float = 2.0) -> bool:
     """Whether the API server answers that it is ready, over the way that the administrator takes."""
     try:
         context = ssl.create_default_context(cafile=str(layout.pki / "ca.crt"))
-        with urllib.request.urlopen(f"{layout.server}/readyz", timeout=timeout_s, context=context) as answer:
+        direct = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+        with urllib.request.build_opener(*direct).open(f"{layout.server}/readyz", timeout=timeout_s) as answer:
             return bool(answer.status == 200)
     except (OSError, ValueError):
         return False
