@@ -44,7 +44,7 @@ _AWAY = {
 }
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0)
 _OLD_USERS = "revision of auth store is old"
-_SENT_AGAIN_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+_SENT_AGAIN_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
 _MOST_OPERATIONS = 100  # of one transaction; etcd's default limit is 128
 
 
