@@ -59,7 +59,8 @@ bench-learning: setup ## three seeds of the samples to their end, as a table and
 bench-operator: setup ## the operator with 250 to 5,000 jobs on a real API server, as a table and tests/bench/results/operator.json
 	@$(PY) -m tests.bench.operator_scale
 
-soak: setup ## a long run with random kills of every process, then the long checks on a cluster
+soak: setup ## new examples for the property tests, a long run with random kills of every process, the long checks on a cluster
+	@$(PY) -m pytest tests/unit --hypothesis-profile=search
 	@$(PY) -m tests.bench.soak
 	@TWINPOD_SOAK_ROUNDS=10 $(PY) -m pytest tests/cluster -m cluster -k "slow or most_of_the_devices" -s
 
