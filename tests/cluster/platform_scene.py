@@ -95,13 +95,13 @@ class PlatformScene:
 
         self.look_until(name, what, look, timeout_s, every_s)
 
-    def wait_reason(self, name: str, reason: str, *, within_s: float = 60.0) -> str:
-        """Until `Ready` or `Degraded` says the reason; its message."""
+    def wait_reason(self, name: str, reason: str, part: str = "", *, within_s: float = 60.0) -> str:
+        """Until `Ready` or `Degraded` says the reason, and this in its message; the message."""
         seen: list[str] = []
 
         def told() -> bool:
             found = [self.condition(name, kind) for kind in ("Ready", "Degraded")]
-            seen.extend(message for _, why, message in found if why == reason)
+            seen.extend(message for _, why, message in found if why == reason and part in message)
             return bool(seen)
 
         self.look_until(name, f"tells {reason}", told, within_s)

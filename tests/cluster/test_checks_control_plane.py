@@ -224,7 +224,7 @@ def test_a_finished_job_goes_when_its_time_is_over_and_its_claims_stay(
     scene: OperatorScene, leading: None, home: str
 ) -> None:
     cluster = scene.cluster
-    scene.job("x", home, ttlSecondsAfterFinished=2)
+    scene.job("x", home, ttlSecondsAfterFinished=6)
     made(scene, home, 1)
     for name in pod_names(scene, home):
         scene.play(home, name)

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 __all__ = ["cluster", "platform", "scene"]
 
 KEEP = {"lifeCycle": "Keep"}
+QUICK = 30  # iterations of a fifth of a second: not every helper has a segment in each
 
 
 def shares(report: dict[str, Any], first: int, last: int, pool: str) -> tuple[int, int]:
@@ -41,7 +42,7 @@ def left(scene: PlatformScene, pool: str) -> int:
 
 def test_a_pool_scaled_from_0_to_2_to_1_on_the_other_node_takes_its_share(scene: PlatformScene) -> None:
     first, second = scene.cluster.nodes
-    scene.job("x", iterations=2000, hybrid=KEEP | on_node(first), storage={"snapshotEvery": 50})
+    scene.job("x", iterations=100_000, hybrid=KEEP | on_node(first), storage={"snapshotEvery": 50})
     scene.pool("helpers", "x", 0, **on_node(second))
     scene.wait_iteration("x", 1)
     scene.scale("helpers", 2)
@@ -50,7 +51,9 @@ def test_a_pool_scaled_from_0_to_2_to_1_on_the_other_node_takes_its_share(scene:
 
     def both_help() -> bool:
         report = scene.inspect("x")
-        return len(helpers(report, report["iterations_committed"], "helpers")) == 2
+        done = report["iterations_committed"]
+        each = (helpers(report, iteration, "helpers") for iteration in range(max(1, done - QUICK), done + 1))
+        return len(set().union(*each)) == 2
 
     scene.wait("x", "both helpers generate", both_help, 240, every_s=5.0)
     begun = scene.iteration("x") + 1
@@ -62,8 +65,9 @@ def test_a_pool_scaled_from_0_to_2_to_1_on_the_other_node_takes_its_share(scene:
     report = scene.inspect("x")
     done = report["iterations_committed"]
     ours, all_of_them = shares(report, begun, done - 1, "helpers")
-    print(f"iterations {begun} to {done - 1}: {ours} of {all_of_them} segments by helpers")
-    assert ours >= 0.2 * all_of_them
+    told = f"iterations {begun} to {done - 1}: {ours} of {all_of_them} segments by helpers"
+    print(told)
+    assert ours >= 0.2 * all_of_them, told
     late = [helpers(report, iteration, "helpers") for iteration in range(ended + 1, done)]
     assert set().union(*late) == {"helpers-rollout-0"}, "the other one helps on; it need not in every quick iteration"
     assert [one["iteration"] for one in report["iterations"]] == list(range(1, done + 1)), "no iteration failed"
@@ -120,7 +124,7 @@ def test_a_job_says_why_its_pods_do_not_run(scene: PlatformScene) -> None:
     scene.job("room", hybrid={"trainer": {"resources": {"requests": {"memory": "900Gi"}}}})
     scene.job("security", hybrid={"podPatch": {"metadata": {"annotations": unconfined}}})
     assert "AppArmor" in scene.wait_reason("security", Reason.POD_SECURITY)
-    assert "Insufficient memory" in scene.wait_reason("room", Reason.UNSCHEDULABLE)
+    assert "Insufficient memory" in scene.wait_reason("room", Reason.UNSCHEDULABLE, "Insufficient memory")
     assert nowhere in scene.wait_reason("image", Reason.IMAGE_PULL)
     scene.cluster.kubectl("delete", "rlj", "security", "room", "image", "-n", scene.home, "--wait=false")
     said = scene.wait_reason("memory", Reason.OUT_OF_MEMORY, within_s=240)

@@ -66,7 +66,7 @@ def test_a_job_goes_on_elsewhere_when_its_node_falls_silent(scene: PlatformScene
     cluster = scene.cluster
     etcd = cluster.get("pod", "twinpod-etcd-0", namespace=SYSTEM)["spec"]["nodeName"]
     lost = next(name for name in cluster.nodes if name != etcd)
-    patch = {"podPatch": {"spec": {"affinity": rather(lost), "tolerations": soon()}}}
+    patch = {"podPatch": {"spec": {"affinity": rather(lost)}}}
     scene.job("x", iterations=5000, master=patch, hybrid={"lifeCycle": "Keep"} | patch, storage={"snapshotEvery": 5})
     scene.wait_iteration("x", 5)
     assert {pod["spec"]["nodeName"] for pod in scene.pods("x")} == {lost}
@@ -105,12 +105,6 @@ def rather(node: str) -> Manifest:
     expression = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
     term = {"weight": 100, "preference": {"matchExpressions": [expression]}}
     return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}}
-
-
-def soon() -> list[Manifest]:
-    """Of all tolerations of a taint the shortest counts."""
-    keys = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
-    return [{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5} for key in keys]
 
 
 def log_of(cluster: Cluster, node: str, home: str, pod: str, uid: str) -> str:

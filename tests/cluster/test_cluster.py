@@ -94,7 +94,7 @@ def test_a_service_is_reached_by_its_name_from_the_other_node(cluster: Cluster, 
     script = "echo hello from $HOSTNAME > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"
     cluster.apply(service, pod("server", first, container(tools, script)), namespace=home)
     wait_for(cluster, home, "server", "Running")
-    ask = f"until wget -q -O - http://hello.{home}.svc.cluster.local; do sleep 0.2; done"
+    ask = f"until wget -q -O - http://hello.{home}.svc.cluster.local 2>/dev/null; do sleep 0.2; done"
     cluster.apply(pod("client", second, container(tools, ask)), namespace=home)
     wait_for(cluster, home, "client", "Succeeded")
     assert log(cluster, home, "client") == "hello from server\n"
@@ -113,7 +113,7 @@ def test_pods_of_a_headless_service_find_each_other_by_host_name(cluster: Cluste
         made = pod(
             f"pod-{number}",
             node,
-            container(tools, f"until nslookup {other}; do sleep 0.2; done >/dev/null 2>&1; sleep 2"),
+            container(tools, f"until nslookup {other}; do sleep 0.2; done >/dev/null 2>&1; sleep 10"),
             hostname=f"pod-{number}",
             subdomain="job",
         )
@@ -156,7 +156,7 @@ def test_pods_on_two_nodes_share_a_claimed_volume(cluster: Cluster, tools: str, 
     user = {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
     writer = pod("writer", cluster.nodes[0], container(tools, "echo from one > /data/a", **mounts))
     reader = pod(
-        "reader", cluster.nodes[1], container(tools, "until cat /data/a 2>/dev/null; do sleep 0.2; done", **mounts)
+        "reader", cluster.nodes[1], container(tools, "until grep . /data/a 2>/dev/null; do sleep 0.2; done", **mounts)
     )
     for one in (writer, reader):
         one["spec"] |= {"volumes": [volume], "securityContext": user}

@@ -63,8 +63,8 @@ def test_a_job_has_its_children_and_its_status_and_then_nothing_is_written(
     for pod in scene.pods(home):
         scene.play(home, pod["metadata"]["name"])
     cluster.wait("ready", lambda: scene.conditions(home, "x")["WorkersReady"][0] == "True")
-    assert scene.quiet(3), "nothing more to say"
-    assert scene.stays_quiet(3 * RESYNC_S) == []
+    assert scene.quiet(3, home=home), "nothing more to say"
+    assert scene.stays_quiet(3 * RESYNC_S, home) == []
     errors = [one for one in cluster.audit() if one.user == USER and one.namespace == home and one.code >= 400]
     assert errors == []
 
@@ -114,8 +114,8 @@ def test_every_child_that_is_deleted_or_edited_is_put_back(scene: OperatorScene,
             return same and found["metadata"]["annotations"]["theirs"] == "1"
 
         cluster.wait(f"{kind} {name}: our field is back, their annotation stays", mended)
-    assert scene.quiet(3)
-    assert scene.stays_quiet(2 * RESYNC_S) == []
+    assert scene.quiet(3, home=home)
+    assert scene.stays_quiet(2 * RESYNC_S, home) == []
 
 
 def test_a_deleted_job_leaves_only_what_it_keeps(scene: OperatorScene, leading: None, home: str) -> None:
@@ -190,8 +190,8 @@ def test_a_mutating_policy_and_limits_lead_to_no_endless_writes(scene: OperatorS
         cluster.wait("the policy is in force", mutates)
         scene.job("x", home)
         cluster.wait("both pods", lambda: all_made(scene, home))
-        assert scene.quiet(3), "what a policy changes is accepted"
-        assert scene.stays_quiet(3 * RESYNC_S) == []
+        assert scene.quiet(3, home=home), "what a policy changes is accepted"
+        assert scene.stays_quiet(3 * RESYNC_S, home) == []
         config = cluster.get("configmap", "x-job", namespace=home)
         assert config["metadata"]["labels"]["app.kubernetes.io/name"] == "theirs"
     finally:

@@ -123,11 +123,15 @@ def test_a_finished_job_s_volumes_obey_what_is_asked_for_last(
     leave(scene, home, *PODS)
     scene.cluster.wait("gone", lambda: not exists(scene, home, "rlj", "x"), timeout_s=60)
     scene.cluster.wait("the collector has been", lambda: not exists(scene, home, "configmap", "x-job"), timeout_s=60)
-    deleting = [
-        "deletionTimestamp" in item["metadata"]
-        for item in scene.cluster.get("pvc", "-l", f"{names.LABEL_JOB}=x", namespace=home)["items"]
-    ]
-    assert deleting == [False, False] if then == "Retain" else all(deleting)
+
+    def kept() -> list[bool]:
+        found = scene.cluster.get("pvc", "-l", f"{names.LABEL_JOB}=x", namespace=home)["items"]
+        return ["deletionTimestamp" not in item["metadata"] for item in found]
+
+    if then == "Retain":
+        assert kept() == [True, True]
+    else:
+        scene.cluster.wait("both claims go", lambda: not any(kept()))
 
 
 def test_a_claim_that_was_enlarged_is_left_so_and_its_labels_and_owner_are_still_ours(

@@ -16,6 +16,7 @@ __all__ = ["control_plane"]
 
 
 STOPPED_S = 30.0
+LEASE_S = "15"  # less than that, so that the other takes over meanwhile
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ def home(control_plane: Cluster) -> Iterator[str]:
 
 def test_a_stopped_leader_writes_nothing_after_another_took_over(scene: OperatorScene, home: str) -> None:
     cluster = scene.cluster
-    first = scene.lead()
-    second = scene.start()
+    first = scene.lead(TWINPOD_LEASE_S=LEASE_S)
+    second = scene.start(TWINPOD_LEASE_S=LEASE_S)
     cluster.wait("the second waits", lambda: "leads; waiting" in second.text)
     before, began = scene.holder(), time.monotonic()
     first.signal(signal.SIGSTOP)

@@ -25,7 +25,8 @@ from twinpod.testing.halves import order
 from twinpod_sidecar.health import STUCK_S, Health
 from twinpod_sidecar.members import Member
 
-HOST = "127.0.0.117"  # an address of this test alone: ports are fixed by contract
+# Ports are fixed by contract, so each run of the test has an address of its own
+HOST = f"127.117.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}"
 JOB = {
     "apiVersion": "twinpod.dev/v1alpha1",
     "kind": "RLJob",

@@ -124,7 +124,7 @@ async def test_a_rank_that_is_killed_while_idle_ends_the_half(tmp_path: Path) ->
 async def test_a_rank_that_hangs_is_ended_at_the_deadline(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         await run.do(Verb.TRAIN)
-        reply = await run.do(Verb.TRAIN, 1, argument="hang", deadline_s=0.5)
+        reply = await run.do(Verb.TRAIN, 1, argument="hang", deadline_s=3.0)
         assert "the ranks are stuck" in reply.error
         assert reply.retryable
         assert await run.task == 1

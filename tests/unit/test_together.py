@@ -41,15 +41,24 @@ def test_lines_of_all_are_passed_on_and_beginnings_are_only_told_of() -> None:
     assert sorted(line for line in lines if not line.startswith("building")) == ["one: a done", "two: b done"]
 
 
-def test_the_first_that_fails_ends_the_others_and_is_named_after_its_last_words() -> None:
-    failed, lines = run(slow="echo $$; exec sleep 60", wrong="sleep 0.2; echo 'it broke'; exit 3")
+def test_the_first_that_fails_ends_the_others_and_is_named_after_its_last_words(tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    failed, lines = run(
+        slow=f"echo $$; touch {up}; exec sleep 60",
+        wrong=f"until test -e {up}; do sleep 0.05; done; echo 'it broke'; exit 3",
+    )
     assert failed == "wrong"
     assert "it broke" in lines
-    assert not any(alive(int(line)) for line in lines if line.isdigit())
+    (slow,) = (int(line) for line in lines if line.isdigit())
+    assert not alive(slow)
 
 
-def test_what_a_command_has_started_ends_with_it() -> None:
-    failed, lines = run(slow="sleep 60 & echo $!; sleep 60 & echo $!; wait", wrong="sleep 0.5; exit 3")
+def test_what_a_command_has_started_ends_with_it(tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    failed, lines = run(
+        slow=f"sleep 60 & echo $!; sleep 60 & echo $!; touch {up}; wait",
+        wrong=f"until test -e {up}; do sleep 0.05; done; exit 3",
+    )
     started = [int(line) for line in lines if line.isdigit()]
     assert (failed, len(started)) == ("wrong", 2)
     assert not any(alive(pid) for pid in started)

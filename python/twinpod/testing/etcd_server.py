@@ -49,6 +49,7 @@ class EtcdServer:
                     *("--initial-cluster", f"default={peer}"),
                     *("--cert-file", str(self.tls / "tls.crt"), "--key-file", str(self.tls / "tls.key")),
                     *("--trusted-ca-file", str(self.tls / "ca.crt"), "--client-cert-auth"),
+                    "--unsafe-no-fsync",  # what is killed here is etcd, not the machine; a busy disk delays no answer
                     *("--heartbeat-interval", "50", "--election-timeout", "500"),  # leases then may be as short as 1 s
                 ],
                 stdout=log,
