@@ -109,11 +109,12 @@ class Launcher:
         check_memory([*rendered.pods, *(pod for one in rendered_pools for pod in one.pods[: one.replicas])])
         every_pod = (*rendered.pods, *(pod for one in rendered_pools for pod in one.pods))
         with claimed_block([pod.ports for pod in every_pod], (CLIENT_PORT, PEER_PORT)) as block:
-            return await self._run_at(block, rendered, rendered_pools)
+            return await self._run_at(block, rendered, rendered_pools, every_pod)
 
-    async def _run_at(self, block: str, rendered: Rendered, rendered_pools: Sequence[RenderedPool]) -> Decision:
+    async def _run_at(
+        self, block: str, rendered: Rendered, rendered_pools: Sequence[RenderedPool], every_pod: Sequence[Pod]
+    ) -> Decision:
         """Everything of the run, at addresses of that block."""
-        every_pod = (*rendered.pods, *(pod for one in rendered_pools for pod in one.pods))
         configs = {**rendered.configs, **{name: files for one in rendered_pools for name, files in one.configs.items()}}
         place = self._prepare(rendered, every_pod, configs, block)
         pools = self._pools(rendered_pools, place, len(rendered.pods))
