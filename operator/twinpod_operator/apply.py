@@ -185,13 +185,13 @@ class Actor:
 
     async def _write(self, observed: Observed, uid: str, manifest: Manifest) -> Manifest:
         """Applies a child; one that is not known to be there is made without taking over somebody else's."""
-        shelf, metadata = self._world.children[manifest["kind"]], manifest["metadata"]
+        cached, metadata = self._world.children[manifest["kind"]], manifest["metadata"]
         if uid:
             answer = await put_right(self._api, manifest, uid)
         else:
-            first = observed.uid in self._first and not shelf.has(metadata["namespace"], metadata["name"])
+            first = observed.uid in self._first and not cached.has(metadata["namespace"], metadata["name"])
             answer = await make(self._api, manifest, observed.uid, first=first)
-        shelf.own(answer)
+        cached.own(answer)
         return answer
 
     async def _delete(self, observed: Observed, action: Delete) -> None:
@@ -200,18 +200,18 @@ class Actor:
             with contextlib.suppress(NotFound):
                 await self._api.delete(kind, namespace, action.name, action.uid)
             return
-        shelf = self._world.pods if kind is POD else self._world.children[action.kind]
+        cached = self._world.pods if kind is POD else self._world.children[action.kind]
         try:
             answer = await self._api.delete(kind, namespace, action.name, action.uid, grace_s=action.grace_s)
         except NotFound:
-            shelf.gone(namespace, action.name, action.uid)
+            cached.gone(namespace, action.name, action.uid)
             return
         metadata = answer.get("metadata") or {}
         ending = metadata.get("finalizers") or metadata.get("deletionGracePeriodSeconds") != 0
         if "deletionTimestamp" in metadata and answer.get("kind") == action.kind and ending:
-            shelf.own(answer)
+            cached.own(answer)
         else:
-            shelf.gone(namespace, action.name, action.uid)
+            cached.gone(namespace, action.name, action.uid)
 
     async def _ungate(self, observed: Observed, action: Ungate) -> None:
         body: Manifest = {

@@ -30,7 +30,7 @@ class _Held(Generic[V]):
     version: int
 
 
-class Shelf(Generic[V]):
+class KindCache(Generic[V]):
     """Views of one kind. `owner` says whose it is: an uid, or empty for what is not ours."""
 
     def __init__(
@@ -171,19 +171,19 @@ class EventShelf:
         """See Sink."""
 
 
-def pods(wake: Wake) -> Shelf[PodView]:
+def pods(wake: Wake) -> KindCache[PodView]:
     """Pods by the uid of their job or pool."""
-    return Shelf(pod_view, lambda view: view.owner_uid, wake)
+    return KindCache(pod_view, lambda view: view.owner_uid, wake)
 
 
-def children(wake: Wake) -> Shelf[ChildView]:
+def children(wake: Wake) -> KindCache[ChildView]:
     """Children that are no pods, by the uid of their job or pool."""
-    return Shelf(child_view, lambda view: view.owner_uid, wake)
+    return KindCache(child_view, lambda view: view.owner_uid, wake)
 
 
-def device_claims(wake: Wake) -> Shelf[DeviceClaimView]:
+def device_claims(wake: Wake) -> KindCache[DeviceClaimView]:
     """Resource claims by the uid of their pod."""
-    return Shelf(claim_view, lambda view: view.pod_uid, wake)
+    return KindCache(claim_view, lambda view: view.pod_uid, wake)
 
 
 def _remembering(view: V, before: V) -> V:

@@ -17,7 +17,7 @@ import orjson
 
 from twinpod.api import names
 from twinpod_operator import cache, kinds
-from twinpod_operator.cache import TOMBSTONES, Shelf
+from twinpod_operator.cache import TOMBSTONES, KindCache
 from twinpod_operator.kube import Api
 from twinpod_operator.nouns import ChildView, Contender, Key, Manifest
 from twinpod_operator.policies import gang
@@ -58,7 +58,7 @@ class World:
         self._line: dict[str, Contender] = {}  # by uid: jobs that stand in a line for devices
         self._turns: dict[str, Key] = {}
         self.pods = cache.pods(self._pod_changed)
-        self.children: dict[str, Shelf[ChildView]] = {
+        self.children: dict[str, KindCache[ChildView]] = {
             kind.kind: cache.children(self._child_changed) for kind in kinds.APPLIED
         }
         self.claims = cache.device_claims(lambda uid: self._child_changed(self.pods.owner_of(uid)))
@@ -155,7 +155,7 @@ class World:
 
     def child_views(self, owner: str) -> tuple[ChildView, ...]:
         """All children of an owner that are no pods."""
-        return tuple(view for shelf in self.children.values() for view in shelf.of(owner))
+        return tuple(view for cached in self.children.values() for view in cached.of(owner))
 
     def turn(self, device_class: str) -> Key | None:
         """Who may have pods let through now."""

@@ -21,7 +21,7 @@ from twinpod.api.quantity import to_bytes
 from twinpod.api.types import RLJob
 from twinpod.checkpoint.carriers.grpc import GrpcCarrier, shard_service
 from twinpod.checkpoint.fetch import Stager
-from twinpod.checkpoint.shelf import Shelf
+from twinpod.checkpoint.shard_offers import ShardOffers
 from twinpod.coordination.etcd import EtcdStore
 from twinpod.coordination.keys import Keys
 from twinpod.errors import TwinpodError
@@ -57,12 +57,12 @@ async def run_inference(job: RLJob, environment: Environment) -> int:
     """Wire the inference half and run it."""
     settings = inference_settings(job, environment, os.environ)
     news = asyncio.Event()
-    shelf = Shelf()
+    offers = ShardOffers()
     address = f"{environment.address}:{settings.half.port}"
-    stager = Stager(environment.shm, address, GrpcCarrier(environment.tls), shelf)
+    stager = Stager(environment.shm, address, GrpcCarrier(environment.tls), offers)
     half = InferenceHalf(settings, SGLang(), Children(), stager, news.set)
     member = _member(environment, HalfKind.INFERENCE, half, news)
-    return await _run(settings.half, half, [HalfService(half), shard_service(shelf)], member)
+    return await _run(settings.half, half, [HalfService(half), shard_service(offers)], member)
 
 
 async def run_training(job: RLJob, environment: Environment) -> int:
@@ -70,10 +70,10 @@ async def run_training(job: RLJob, environment: Environment) -> int:
     attempt = time.time_ns() // 1_000_000
     settings = training_settings(job, environment, os.environ, free_port=free_port(), attempt=attempt)
     news = asyncio.Event()
-    shelf = Shelf()
-    half = TrainingHalf(settings, Children(), shelf, news.set)
+    offers = ShardOffers()
+    half = TrainingHalf(settings, Children(), offers, news.set)
     member = _member(environment, HalfKind.TRAINING, half, news)
-    servicers = [HalfService(half), TrainerLink(half, attempt), shard_service(shelf)]
+    servicers = [HalfService(half), TrainerLink(half, attempt), shard_service(offers)]
     return await _run(settings.half, half, servicers, member)
 
 

@@ -25,14 +25,14 @@ from twinpod.errors import EngineFault, TwinpodError
 from twinpod.inference.sglang_engine import EngineSpec
 from twinpod.records import codec
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.weights import Serving, WeightVersion
+from twinpod.records.weights import ServeRequest, WeightVersion
 from twinpod.rpc.errors import reply_error
 from twinpod.rpc.ports import free_port
 from twinpod_sidecar import machine, nouns
 from twinpod_sidecar.children import Child, Children, exit_reason, last_line, oom_kills
 from twinpod_sidecar.engine_port import Engine, EngineKind
 from twinpod_sidecar.nouns import Act, Event, State, Weights
-from twinpod_sidecar.service import Desk
+from twinpod_sidecar.service import CommandDispatcher
 from twinpod_sidecar.settings import InferenceSettings
 from twinpod_sidecar.standby import Standby
 
@@ -69,12 +69,12 @@ class InferenceHalf:
         self._staging: asyncio.Task[None] | None = None
         self._state = State(life=settings.life)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._desk = Desk(self._begin, lambda key: self._events.put_nowait(nouns.Expired(key)))
+        self._commands = CommandDispatcher(self._begin, lambda key: self._events.put_nowait(nouns.Expired(key)))
         self._tasks: set[asyncio.Task[None]] = set()
         self._standby: Standby | None = None
         self._running: _Running | None = None
         self._worker: Child | None = None
-        self._asked: dict[Weights, Serving] = {}  # of the last SERVE commands
+        self._asked: dict[Weights, ServeRequest] = {}  # of the last SERVE commands
         self._staged: dict[Weights, WeightVersion] = {}  # those with fetched shards, as they lie here
         self._seconds = {"start_s": 0.0, "fetch_s": 0.0, "fetch_bytes": 0.0, "verify_s": 0.0, "load_s": 0.0}
         self._leaving = self._ending = False
@@ -83,7 +83,7 @@ class InferenceHalf:
 
     async def execute(self, command: Command) -> Reply:
         """See service.Half."""
-        return await self._desk.execute(command)
+        return await self._commands.execute(command)
 
     def status(self) -> HalfStatus:
         """See service.Half."""
@@ -95,7 +95,7 @@ class InferenceHalf:
             address=f"{environment.address}:{self._settings.half.port}",
             state=state.engine.value,
             version=serving.version if serving else 0,
-            epoch=self._desk.ledger.epoch,
+            epoch=self._commands.ledger.epoch,
             pod_attempt=environment.attempt,
             attempt=state.attempt,
             message=state.message,
@@ -134,11 +134,11 @@ class InferenceHalf:
         weights, away = None, False
         if command.verb is Verb.SERVE:
             try:
-                serving = codec.loads(Serving, command.argument)
+                serving = codec.loads(ServeRequest, command.argument)
                 version = serving.weights
                 check_version(version)
             except TwinpodError as error:
-                self._desk.settle(command.key, reply_error(error), retryable=error.retryable)
+                self._commands.settle(command.key, reply_error(error), retryable=error.retryable)
                 return
             weights = Weights(version=version.version, digest=version.digest)
             self._asked = {**dict(list(self._asked.items())[-3:]), weights: serving}
@@ -175,7 +175,7 @@ class InferenceHalf:
             case nouns.Answer(command, error, retryable):
                 detail = json.dumps(self._seconds) if command.verb is Verb.SERVE and not error else ""
                 self.dismissed = self.dismissed or (command.verb is Verb.EXIT and not error)
-                self._desk.settle(command.key, error, retryable=retryable, detail=detail)
+                self._commands.settle(command.key, error, retryable=retryable, detail=detail)
             case nouns.End():
                 self._ending = True
 
@@ -311,7 +311,7 @@ class InferenceHalf:
 
         running.task = self._spawn(task())
 
-    async def _stage(self, serving: Serving, weights: Weights, before: asyncio.Task[None] | None) -> None:
+    async def _stage(self, serving: ServeRequest, weights: Weights, before: asyncio.Task[None] | None) -> None:
         """Fetch, after the staging `before` it has wound up."""
         if before is not None:
             await asyncio.wait([before])
@@ -340,7 +340,7 @@ class InferenceHalf:
         self._seconds["verify_s"] = proof.seconds
         host = self._stager.host
         own = [shard for shard in self._asked[weights].weights.shards if is_here(shard, host)]
-        self._stager.shelf.offer(version.version, own)
+        self._stager.offers.offer(version.version, own)
         self._events.put_nowait(nouns.Proved(weights))
 
     async def _load(self, engine: Engine, weights: Weights) -> None:

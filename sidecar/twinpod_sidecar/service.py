@@ -1,4 +1,4 @@
-"""What both halves serve by gRPC, and the desk behind it: each key executed once, whoever asks gets the same answer."""
+"""What both halves serve by gRPC, and the dispatch of commands: each key is executed once, whoever asks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class HalfService(half_pb2_grpc.HalfServicer):
         return convert.half_status_to_pb(self._half.status())
 
 
-class Desk:
+class CommandDispatcher:
     """Between the service and a machine: admits commands, keeps their deadlines, holds those who wait for an answer.
 
     `begin(command)` puts a new command to the machine; `expire(key)` tells it that a deadline is over; the machine's

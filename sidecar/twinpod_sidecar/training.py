@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twinpod.checkpoint.plan import is_here
-from twinpod.checkpoint.shelf import Shelf
+from twinpod.checkpoint.shard_offers import ShardOffers
 from twinpod.errors import ProtocolError, StaleEpoch
 from twinpod.records import codec
 from twinpod.records.life import Command, HalfKind, HalfStatus, Reply, Verb
@@ -18,7 +18,7 @@ from twinpod.rpc import convert
 from twinpod.rpc.v1 import half_pb2, half_pb2_grpc
 from twinpod_sidecar import relay
 from twinpod_sidecar.children import Child, Children
-from twinpod_sidecar.service import Desk
+from twinpod_sidecar.service import CommandDispatcher
 from twinpod_sidecar.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,12 @@ class TrainingHalf:
     """
 
     def __init__(
-        self, settings: TrainingSettings, children: Children, shelf: Shelf, changed: Callable[[], None]
+        self, settings: TrainingSettings, children: Children, offers: ShardOffers, changed: Callable[[], None]
     ) -> None:
-        self._settings, self._children, self._shelf, self._changed = settings, children, shelf, changed
+        self._settings, self._children, self._offers, self._changed = settings, children, offers, changed
         self._publishing: Command | None = None
         self._state = relay.State(leader=settings.leader)
-        self._desk = Desk(
+        self._commands = CommandDispatcher(
             lambda command: self._take(relay.Ordered(command)), lambda key: self._take(relay.Expired(key))
         )
         self._ask: asyncio.Future[Command] | None = None
@@ -52,7 +52,7 @@ class TrainingHalf:
 
     async def execute(self, command: Command) -> Reply:
         """See service.Half."""
-        return await self._desk.execute(command)
+        return await self._commands.execute(command)
 
     def status(self) -> HalfStatus:
         """See service.Half. `state`: starting, idle, following, exiting, or the verb that the ranks execute."""
@@ -66,7 +66,7 @@ class TrainingHalf:
             address=f"{environment.address}:{self._settings.half.port}",
             state="exiting" if state.exiting else word,
             version=state.queue[0].version if state.given and state.queue else 0,
-            epoch=self._desk.ledger.epoch,
+            epoch=self._commands.ledger.epoch,
             pod_attempt=environment.attempt,
             attempt=0,
             message=state.message,
@@ -127,13 +127,13 @@ class TrainingHalf:
             case relay.Give(command):
                 if command.verb is Verb.PUBLISH:
                     self._publishing = command
-                    self._shelf.clear_slot(command.version % 2)
+                    self._offers.clear_slot(command.version % 2)
                 if self._ask is not None and not self._ask.done():
                     self._ask.set_result(command)
             case relay.Answer(key, error, retryable, detail):
                 if self._publishing is not None and self._publishing.key == key and not error:
                     self._offer(self._publishing.version, detail)
-                self._desk.settle(key, error, retryable=retryable, detail=detail)
+                self._commands.settle(key, error, retryable=retryable, detail=detail)
             case relay.StopRanks(grace_s):
                 self._stopping = asyncio.get_running_loop().create_task(self._stop_ranks(grace_s))
             case relay.End(code):
@@ -148,7 +148,7 @@ class TrainingHalf:
         except ProtocolError as error:
             log.warning("what was published is not served to peers: %s", error)
             return
-        self._shelf.offer(version, [shard for shard in shards if is_here(shard, host)])
+        self._offers.offer(version, [shard for shard in shards if is_here(shard, host)])
 
     async def _stop_ranks(self, grace_s: float) -> None:
         if self._ranks is None:

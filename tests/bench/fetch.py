@@ -20,9 +20,9 @@ import numpy as np
 from twinpod.arena import Arena
 from twinpod.checkpoint.carriers.grpc import GrpcCarrier, shard_service
 from twinpod.checkpoint.fetch import Stager
-from twinpod.checkpoint.shelf import Shelf
+from twinpod.checkpoint.shard_offers import ShardOffers
 from twinpod.records import codec
-from twinpod.records.weights import Serving, WeightVersion
+from twinpod.records.weights import ServeRequest, WeightVersion
 from twinpod.rpc.certificates import issue, make_authority
 from twinpod.rpc.channel import serve
 from twinpod.testing.weights import small_version
@@ -58,12 +58,12 @@ def measure(repeats: int) -> FetchSeconds:
 
 
 async def _rounds(folder: Path, port: int, repeats: int, source: subprocess.Popen[str]) -> FetchSeconds:
-    stager = Stager(folder / "own", "127.0.0.1:0", GrpcCarrier(folder / "tls"), Shelf())
+    stager = Stager(folder / "own", "127.0.0.1:0", GrpcCarrier(folder / "tls"), ShardOffers())
     seconds, copies, nbytes = [], [], 0
     for turn in range(1, repeats + 3):
         version = small_version(folder / "peer", turn, ranks=1, address=f"localhost:{port}", rows=ROWS)
         _tell(source, version)
-        staging = await stager.stage(Serving(weights=version))
+        staging = await stager.stage(ServeRequest(weights=version))
         if turn > 2:
             seconds.append(staging.seconds)
             copies.append(_memcpy(version, staging.version))
@@ -100,12 +100,12 @@ def _memcpy(there: WeightVersion, here: WeightVersion) -> float:
 
 async def _serve(folder: Path) -> None:
     """The source: its port on stdout, then a line for each version that is given on stdin, until that ends."""
-    shelf = Shelf()
-    server = await serve([shard_service(shelf)], "localhost:0", folder / "tls")
+    offers = ShardOffers()
+    server = await serve([shard_service(offers)], "localhost:0", folder / "tls")
     print(server.port, flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         version = codec.loads(WeightVersion, line)
-        shelf.offer(version.version, version.shards)
+        offers.offer(version.version, version.shards)
         print(version.version, flush=True)
     await server.stop()
 

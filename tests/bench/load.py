@@ -35,9 +35,9 @@ from tests.bench.report import Say
 
 from twinpod.checkpoint.verify import verify_version
 from twinpod.errors import IntegrityError
-from twinpod.inference.rehearsal import Published, StandbyDriver, publish
 from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine, server_args
 from twinpod.rpc.ports import free_port
+from twinpod.testing.standby_driver import Published, StandbyDriver, publish
 from twinpod.trainer.convert.plan import full_tensors
 
 KEY = "bench"

@@ -29,9 +29,9 @@ from pathlib import Path
 from tests.bench import report
 from tests.bench.report import Measure, Progress, Say
 
-from twinpod.inference.rehearsal import StandbyDriver
 from twinpod.inference.sglang_engine import EngineSpec, Generation, SGLangEngine, server_args
 from twinpod.rpc.ports import free_port
+from twinpod.testing.standby_driver import StandbyDriver
 
 BATCH, PROMPT, ANSWER, ROUNDS = 64, 5, 32, 5
 BAR = 20.0

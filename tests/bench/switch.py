@@ -34,15 +34,15 @@ from twinpod.api.model_folder import hf_config, write_model_folder
 from twinpod.api.types import RLJob
 from twinpod.checkpoint.carriers.grpc import GrpcCarrier
 from twinpod.checkpoint.fetch import Stager
-from twinpod.checkpoint.shelf import Shelf
+from twinpod.checkpoint.shard_offers import ShardOffers
 from twinpod.errors import EngineFault
-from twinpod.inference.rehearsal import publish
 from twinpod.inference.sglang_engine import SGLangEngine, server_args
 from twinpod.inference.standby import make_payload
 from twinpod.records import codec
 from twinpod.records.life import Command, Reply, Verb
-from twinpod.records.weights import Serving, WeightVersion
+from twinpod.records.weights import ServeRequest, WeightVersion
 from twinpod.rpc.ports import free_port
+from twinpod.testing.standby_driver import publish
 from twinpod_sidecar.__main__ import SGLang
 from twinpod_sidecar.children import Children, ChildSpec
 from twinpod_sidecar.inference import InferenceHalf
@@ -118,7 +118,9 @@ async def _warm(
 ) -> tuple[list[float], list[float], str]:
     """(seconds to serving, seconds back, the half's account). The first, while pages are faulted in, is left out."""
     environment = settings.half.environment
-    stager = Stager(environment.shm, "localhost:0", GrpcCarrier(environment.tls), Shelf())  # nothing is fetched here
+    stager = Stager(
+        environment.shm, "localhost:0", GrpcCarrier(environment.tls), ShardOffers()
+    )  # nothing is fetched here
     half = InferenceHalf(settings, SGLang(), Children(), stager, lambda: None)
     life = asyncio.create_task(half.run())
     to, back, detail = [], [], ""
@@ -151,7 +153,7 @@ def _order(verb: Verb, turn: int, version: WeightVersion | None = None) -> Comma
         epoch=1,
         iteration=turn,
         version=version.version if version else 0,
-        argument=codec.dumps(Serving(weights=version)) if version else "",
+        argument=codec.dumps(ServeRequest(weights=version)) if version else "",
         deadline_s=300.0,
     )
 

@@ -12,10 +12,10 @@ import pytest
 from twinpod.arena import Arena
 from twinpod.checkpoint.carriers.grpc import GrpcCarrier, shard_service
 from twinpod.checkpoint.fetch import Stager, Staging
-from twinpod.checkpoint.shelf import MESSAGE_BYTES, Shelf
+from twinpod.checkpoint.shard_offers import MESSAGE_BYTES, ShardOffers
 from twinpod.checkpoint.verify import verify_version
 from twinpod.errors import TwinpodError, Unreachable, WrongVersion
-from twinpod.records.weights import Serving, ShardRequest, ShardSource, WeightVersion
+from twinpod.records.weights import ServeRequest, ShardRequest, ShardSource, WeightVersion
 from twinpod.rpc.certificates import issue, make_authority
 from twinpod.rpc.channel import RpcServer, serve
 from twinpod.testing.weights import small_version, spoil
@@ -24,7 +24,7 @@ ROWS = 3 * MESSAGE_BYTES // 64  # one shard: three messages and a little
 HOST = "127.0.0.1"  # the receiver's; sources are called localhost, so that their shards count as away
 
 
-class Peer(Shelf):
+class Peer(ShardOffers):
     """A source that a test can interrupt: `at` is called when so many bytes of one stream have been sent."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Peer(Shelf):
         return f"localhost:{self.server.port}"
 
     async def read(self, request: ShardRequest) -> AsyncGenerator[bytes, None]:
-        """See Shelf."""
+        """See ShardOffers."""
         self.asked.append(request.begin)
         sent = request.begin
         async for message in super().read(request):
@@ -67,13 +67,13 @@ class Scene:
         self.folder, self._stack, self.tls = folder, stack, folder / "tls"
         authority = make_authority("job")
         issue(authority, ["localhost"], [HOST]).write(self.tls)
-        self.shelf = Shelf()
+        self.offers = ShardOffers()
         (folder / "own").mkdir()
         self.stager = self.fresh_stager()
 
     def fresh_stager(self) -> Stager:
         """As after a start of the half's container."""
-        stager = Stager(self.folder / "own", f"{HOST}:7402", GrpcCarrier(self.tls), self.shelf, stall_s=5.0)
+        stager = Stager(self.folder / "own", f"{HOST}:7402", GrpcCarrier(self.tls), self.offers, stall_s=5.0)
         self._stack.push_async_callback(stager.close)
         return stager
 
@@ -97,7 +97,7 @@ class Scene:
         """With all peers named as sources, in this order of preference."""
         addresses = tuple(peer.address for peer in peers)
         sources = tuple(ShardSource(owner=shard.layout.owner, addresses=addresses) for shard in version.shards)
-        return await self.stager.stage(Serving(weights=version, sources=sources))
+        return await self.stager.stage(ServeRequest(weights=version, sources=sources))
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def first_of(version: WeightVersion, *peers: Peer) -> tuple[Peer, Peer]:
 
     addresses = tuple(peer.address for peer in peers)
     sources = tuple(ShardSource(owner=shard.layout.owner, addresses=addresses) for shard in version.shards)
-    (transfer,) = plan_fetch(Serving(weights=version, sources=sources), HOST)
+    (transfer,) = plan_fetch(ServeRequest(weights=version, sources=sources), HOST)
     order = [source.address for source in transfer.sources]
     one, other = sorted(peers, key=lambda peer: order.index(peer.address))
     return one, other
@@ -224,7 +224,7 @@ async def test_nobody_with_the_right_bytes_is_a_retryable_error_with_both_digest
         await scene.stage(version, liar)
     assert caught.value.retryable
     with pytest.raises(WrongVersion):
-        scene.shelf.find(_request(version))
+        scene.offers.find(_request(version))
 
 
 async def test_a_slot_that_is_written_again_while_it_is_streamed_ends_the_stream_and_another_source_is_taken(
@@ -266,7 +266,7 @@ async def test_a_source_that_does_not_have_it_yet_is_asked_again(scene: Scene) -
         peer.offer(1, version.shards)
         await asyncio.sleep(seconds)
 
-    scene.stager = Stager(scene.folder / "own", f"{HOST}:7402", GrpcCarrier(scene.tls), scene.shelf, pause=pause)
+    scene.stager = Stager(scene.folder / "own", f"{HOST}:7402", GrpcCarrier(scene.tls), scene.offers, pause=pause)
     check(await scene.stage(version, peer), version)
     assert len(pauses) == 1
     await scene.stager.close()
@@ -279,12 +279,12 @@ async def test_whoever_fetched_a_shard_serves_it(scene: Scene) -> None:
     relay.offer(1, staging.version.shards)
     await peer.die()
     (scene.folder / "second").mkdir()
-    second = Stager(scene.folder / "second", f"{HOST}:7403", GrpcCarrier(scene.tls), Shelf())
+    second = Stager(scene.folder / "second", f"{HOST}:7403", GrpcCarrier(scene.tls), ShardOffers())
     sources = (ShardSource(owner=version.shards[0].layout.owner, addresses=(relay.address,)),)
-    found = await second.stage(Serving(weights=version, sources=sources))
+    found = await second.stage(ServeRequest(weights=version, sources=sources))
     verify_version(found.version)
     await second.close()
-    assert scene.shelf.find(_request(version)).path == staging.version.shards[0].path
+    assert scene.offers.find(_request(version)).path == staging.version.shards[0].path
 
 
 async def test_a_stranger_without_a_certificate_of_the_job_gets_no_weights(scene: Scene) -> None:

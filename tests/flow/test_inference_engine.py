@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedConfig, Qwen2Config
 
 from twinpod.errors import EngineFault, IntegrityError, ProtocolError, WrongVersion
-from twinpod.inference.rehearsal import StandbyDriver, publish
 from twinpod.inference.sglang_engine import EngineSpec, Generation, SGLangEngine, server_args
 from twinpod.rpc.ports import free_port
+from twinpod.testing.standby_driver import StandbyDriver, publish
 
 CONFIG = Qwen2Config(
     vocab_size=70,

@@ -1,4 +1,4 @@
-"""The master's service over real gRPC with mutual TLS, and the real rollout worker against the real desk."""
+"""The master's service over real gRPC with mutual TLS, and the real rollout worker against the real dispatcher."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from twinpod.errors import StaleEpoch, Unreachable
-from twinpod.master.desk import Desk, OpenRoster
-from twinpod.master.dispatch import Rules, WorkBuffer
+from twinpod.master.dispatcher import Dispatcher, OpenRoster
 from twinpod.master.rewards import Judge
 from twinpod.master.service import MasterService
 from twinpod.master.sinks import EvaluationSink
+from twinpod.master.work_buffer import Rules, WorkBuffer
+from twinpod.records.rollout import PullRequest
 from twinpod.records.training import Batch, Sample
 from twinpod.rollout.__main__ import GrpcMaster
-from twinpod.rollout.ports import Pull
 from twinpod.rollout.worker import Worker, WorkerSettings
 from twinpod.rpc.certificates import issue, make_authority
 from twinpod.rpc.channel import ask_stream, client_channel, serve
@@ -36,15 +36,17 @@ def tls(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def desk(tls: Path) -> AsyncIterator[tuple[Desk, str]]:
-    made = Desk(time.monotonic)
+async def dispatcher(tls: Path) -> AsyncIterator[tuple[Dispatcher, str]]:
+    made = Dispatcher(time.monotonic)
     server = await serve([MasterService(made)], "127.0.0.1:0", tls)
     yield made, f"127.0.0.1:{server.port}"
     await server.stop()
 
 
-async def test_the_real_worker_does_a_phase_and_is_cut_at_its_end(desk: tuple[Desk, str], tls: Path) -> None:
-    made, address = desk
+async def test_the_real_worker_does_a_phase_and_is_cut_at_its_end(
+    dispatcher: tuple[Dispatcher, str], tls: Path
+) -> None:
+    made, address = dispatcher
     made.epoch = 4
     rules = Rules(wanted=3, in_flight=5, sampling=replace(settings().sampling, segment_tokens=6), seed=1)
     buffer = WorkBuffer(rules=rules, epoch=4, iteration=2, version=7)
@@ -67,9 +69,9 @@ async def test_the_real_worker_does_a_phase_and_is_cut_at_its_end(desk: tuple[De
 
 
 async def test_a_batch_comes_in_parts_and_only_to_its_own_epoch_and_iteration(
-    desk: tuple[Desk, str], tls: Path
+    dispatcher: tuple[Dispatcher, str], tls: Path
 ) -> None:
-    made, address = desk
+    made, address = dispatcher
     made.epoch = 4
     sample = Sample(
         group=0, prompt_tokens=(2,), response_tokens=(5, 1), behaviour_logps=(-1.0, -2.0), versions=(6, 7),
@@ -93,10 +95,10 @@ async def test_a_batch_comes_in_parts_and_only_to_its_own_epoch_and_iteration(
 
 
 async def test_a_worker_that_has_seen_a_newer_master_is_refused_and_before_the_epoch_all_are(
-    desk: tuple[Desk, str], tls: Path
+    dispatcher: tuple[Dispatcher, str], tls: Path
 ) -> None:
-    made, address = desk
-    pull = Pull(worker="w", epoch=5, version=1, capacity=1, wait_s=0.1, holding=())
+    made, address = dispatcher
+    pull = PullRequest(worker="w", epoch=5, version=1, capacity=1, wait_s=0.1, holding=())
     async with client_channel(address, tls) as channel:
         master = GrpcMaster(channel, address)
         with pytest.raises(Unreachable, match="no job epoch"):

@@ -12,10 +12,9 @@ from typing import Any
 import grpc
 import pytest
 
-from twinpod.records.rollout import Resumption, SamplingSettings, Stop, WorkItem
+from twinpod.records.rollout import PullRequest, Resumption, SamplingSettings, Stop, WorkItem
 from twinpod.rollout.__main__ import GrpcMaster
 from twinpod.rollout.engine_file import EngineFile
-from twinpod.rollout.ports import Pull
 from twinpod.rollout.worker import Worker, WorkerSettings
 from twinpod.rpc.certificates import issue, make_authority
 from twinpod.rpc.channel import client_channel, serve
@@ -49,7 +48,7 @@ class Service(master_pb2_grpc.MasterServicer):
 
     async def PullWork(self, request: Any, context: Any) -> Any:
         pulled = await self.master.pull(
-            Pull(
+            PullRequest(
                 worker=request.worker,
                 epoch=request.epoch,
                 version=request.version,

@@ -13,10 +13,10 @@ import pytest
 
 from twinpod.checkpoint.fetch import Stager
 from twinpod.checkpoint.manifest import manifest_path, read_manifest
-from twinpod.checkpoint.shelf import Shelf
+from twinpod.checkpoint.shard_offers import ShardOffers
 from twinpod.errors import StaleEpoch
 from twinpod.records.life import LifeCycle, Verb
-from twinpod.records.weights import Serving, ShardSource, WeightVersion
+from twinpod.records.weights import ServeRequest, ShardSource, WeightVersion
 from twinpod.testing.carriers import FakeCarrier
 from twinpod.testing.halves import FAKE_ENGINE, FAKE_STANDBY, InferenceBench, kill_now, order, processes
 from twinpod.testing.weights import small_version, spoil
@@ -90,7 +90,7 @@ def away(bench: InferenceBench, number: int, **more: int) -> WeightVersion:
     folder = bench.folder / "peer"
     folder.mkdir(exist_ok=True)
     version = small_version(folder, number, address="peer:7401", **more)
-    bench.carrier.shelves.setdefault("peer:7401", Shelf()).offer(number, version.shards)
+    bench.carrier.shelves.setdefault("peer:7401", ShardOffers()).offer(number, version.shards)
     return version
 
 
@@ -106,10 +106,10 @@ async def test_a_version_of_another_pod_is_fetched_and_served_and_then_given_to_
     manifest = read_manifest(manifest_path(bench.folder / "shm", 3))
     assert {Path(shard.path).parent for shard in manifest.shards} == {bench.folder / "shm"}
     assert {shard.address for shard in manifest.shards} == {"localhost:7402"}
-    second = Stager(bench.folder, "third:7402", FakeCarrier(), Shelf())
-    second._carrier.shelves["localhost:7402"] = bench.shelf  # type: ignore[attr-defined]
+    second = Stager(bench.folder, "third:7402", FakeCarrier(), ShardOffers())
+    second._carrier.shelves["localhost:7402"] = bench.offers  # type: ignore[attr-defined]
     sources = tuple(ShardSource(owner=one.layout.owner, addresses=("localhost:7402",)) for one in version.shards)
-    assert (await second.stage(Serving(weights=version, sources=sources))).nbytes == size
+    assert (await second.stage(ServeRequest(weights=version, sources=sources))).nbytes == size
     assert (await bench.serve(small_version(bench.folder / "shm", 4), 4)).error == ""
     assert json.loads((await bench.serve(small_version(bench.folder / "shm", 4), 5)).detail)["fetch_bytes"] == 0
 
@@ -126,7 +126,7 @@ async def test_weights_that_nobody_gives_are_a_retryable_answer_and_nothing_olde
     assert reply.retryable
     assert not bench.settings.engine_file.exists()
     assert bench.half.status().version == 0
-    bench.carrier.shelves["peer:7401"] = Shelf()
+    bench.carrier.shelves["peer:7401"] = ShardOffers()
     bench.carrier.shelves["peer:7401"].offer(2, version.shards)
     assert (await bench.serve(version, 3)).error == ""
     assert announced(bench)["version"] == 2
@@ -160,7 +160,7 @@ async def test_rest_and_exit_cut_a_fetch_that_hangs(tmp_path: Path, verb: Verb) 
 
 async def test_an_argument_that_is_no_version_is_refused(bench: InferenceBench) -> None:
     reply = await bench.do(order(Verb.SERVE, argument="{}"))
-    assert reply.error.startswith("ProtocolError: Serving: missing fields")
+    assert reply.error.startswith("ProtocolError: ServeRequest: missing fields")
 
 
 async def test_the_same_key_gets_the_same_answer_and_is_executed_once(bench: InferenceBench) -> None:

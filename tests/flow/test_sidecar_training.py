@@ -29,7 +29,7 @@ from twinpod_sidecar.training import TrainerLink
 class Running:
     def __init__(self, bench: TrainingBench, stub: half_pb2_grpc.HalfStub, task: asyncio.Task[int]) -> None:
         self.half, self.news, self._stub, self.task = bench.half, bench.news, stub, task
-        self.shelf = bench.shelf
+        self.offers = bench.offers
 
     async def do(self, verb: Verb, number: int = 0, argument: str = "", deadline_s: float = 60) -> Reply:
         command = command_to_pb(order(verb, number, argument=argument, deadline_s=deadline_s))
@@ -78,17 +78,17 @@ async def test_what_the_ranks_of_this_pod_published_is_served_until_its_slot_is_
     async with running(tmp_path) as run:
         published = json.dumps([codec.plain(shards[1]), codec.plain(elsewhere)])
         await run.do(Verb.PUBLISH, 1, argument=published)
-        assert run.shelf.find(request(1)) == shards[1]
+        assert run.offers.find(request(1)) == shards[1]
         with pytest.raises(WrongVersion):
-            run.shelf.find(request(1, "xxh3:0"))
+            run.offers.find(request(1, "xxh3:0"))
         await run.do(Verb.PUBLISH, 2, argument=json.dumps([codec.plain(shards[2])]))
-        assert run.shelf.find(request(1)) == shards[1]
-        run.shelf.clear_slot(1)
+        assert run.offers.find(request(1)) == shards[1]
+        run.offers.clear_slot(1)
         with pytest.raises(WrongVersion, match="held: 0"):
-            run.shelf.find(request(1))
+            run.offers.find(request(1))
         await run.do(Verb.PUBLISH, 3, argument="fail")  # the version of these orders is 0: slot 0 is written
         with pytest.raises(WrongVersion, match="held: nothing"):
-            run.shelf.find(request(2))
+            run.offers.find(request(2))
 
 
 async def test_the_same_key_is_executed_once_also_while_it_runs(tmp_path: Path) -> None:

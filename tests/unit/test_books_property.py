@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from twinpod.master import books_read as read
 from twinpod.master.books import Books, Identity, Scored
-from twinpod.master.dispatch import Rules, WorkBuffer
 from twinpod.master.inspect import report
 from twinpod.master.prompts import PromptSource
+from twinpod.master.work_buffer import Rules, WorkBuffer
 from twinpod.records.rollout import GroupState, WorkItem, WorkResult
 from twinpod.replay.policy import choose, complete, usable
 from twinpod.sampling.uniform import Uniform

@@ -26,7 +26,7 @@ from twinpod.checkpoint.plan import (
     received,
 )
 from twinpod.checkpoint.versions import compose
-from twinpod.records.weights import Serving, ShardRecord, ShardSource, TensorPart
+from twinpod.records.weights import ServeRequest, ShardRecord, ShardSource, TensorPart
 
 PART = TensorPart(name="w", dtype="F32", shape=(25,), full_shape=(25,), axis=None, start=0, offset=0, nbytes=0)
 
@@ -62,7 +62,7 @@ def test_only_what_is_away_is_fetched_and_all_who_are_named_are_sources_once() -
         ShardSource(owner="b/rank-1", addresses=("c:1", "b:1", "a:2", "d:1")),
         ShardSource(owner="z/rank-9", addresses=("z:1",)),
     )
-    (only,) = plan_fetch(Serving(weights=version, sources=sources), "a")
+    (only,) = plan_fetch(ServeRequest(weights=version, sources=sources), "a")
     assert only.shard.layout.owner == "b/rank-1"
     assert sorted(source.address for source in only.sources) == ["b:1", "c:1", "d:1"]
     assert only.end == 100
@@ -70,7 +70,7 @@ def test_only_what_is_away_is_fetched_and_all_who_are_named_are_sources_once() -
 
 def test_many_receivers_begin_at_different_sources() -> None:
     version = compose(1, 1, 1, [shard("a/rank-0", "a:1")])
-    serving = Serving(weights=version, sources=(ShardSource(owner="a/rank-0", addresses=("b:1", "c:1")),))
+    serving = ServeRequest(weights=version, sources=(ShardSource(owner="a/rank-0", addresses=("b:1", "c:1")),))
     first = [plan_fetch(serving, f"pool-{number}")[0].sources[0].address for number in range(60)]
     assert all(first.count(address) > 8 for address in ("a:1", "b:1", "c:1"))
 

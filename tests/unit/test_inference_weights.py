@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from twinpod.errors import IntegrityError, ProtocolError
-from twinpod.inference.rehearsal import publish
 from twinpod.inference.weight_loader import load_version, read_manifest
 from twinpod.inference.weight_parts import CutTensor, Mappings, WeightReader, verify
+from twinpod.testing.standby_driver import publish
 
 
 def tensors(layers: int = 2, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -77,7 +77,7 @@ def test_a_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[version.shards[1].layout.slot_bytes * version.shards[1].slot + 3] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(IntegrityError, match=r"version 5, shard rehearsal/rank-1 .*expected digest xxh3:.*found xxh3:"):
+    with pytest.raises(IntegrityError, match=r"version 5, shard played/rank-1 .*expected digest xxh3:.*found xxh3:"):
         verify(version)
 
 
@@ -89,7 +89,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProtocolError, match=r"version 5, tensor .*tile \d+ of \d+"):
         dict(reader.tensors())
     Path(version.shards[1].path).unlink()
-    with pytest.raises(ProtocolError, match=r"shard rehearsal/rank-1.*does not exist"):
+    with pytest.raises(ProtocolError, match=r"shard played/rank-1.*does not exist"):
         WeightReader(version, Mappings())
 
 

@@ -1,4 +1,4 @@
-"""The master's smaller parts: exit codes, members, orders, board, phases, health, prompts."""
+"""The master's smaller parts: exit codes, members, orders, registry, phases, health, prompts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from twinpod.errors import (
     WeightsGapError,
 )
 from twinpod.master.__main__ import exit_code
-from twinpod.master.board import Board
-from twinpod.master.crew import loading_seconds, missing_halves
-from twinpod.master.desk import Desk, Patience
-from twinpod.master.dispatch import Ended, Rules, WorkBuffer
+from twinpod.master.dispatcher import Dispatcher, Patience
+from twinpod.master.elastic import stands_idle, whom_to_ask
 from twinpod.master.halves import Halves, Order
 from twinpod.master.health import Health
 from twinpod.master.progress import PhaseTimer, eta_s
-from twinpod.master.recruits import stands_idle, whom_to_ask
+from twinpod.master.registry import Registry
+from twinpod.master.work_buffer import Ended, Rules, WorkBuffer
+from twinpod.master.worker_group import loading_seconds, missing_halves
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
 from twinpod.records.rollout import Group, GroupState, Segment, Trajectory, WorkResult
 from twinpod.testing.small_run import generate, prompts, record, settings
@@ -107,10 +107,10 @@ def test_which_newcomer_is_recruited(state: EngineState, version: int, idle: boo
         ("p-0", EngineState.NONE, 0, True),
         ("p-0", EngineState.SERVING, 3, True),  # says so, but has not told this master
         ("p-0", EngineState.LOADING, 0, True),  # for an older master, perhaps
-        ("sworn", EngineState.SERVING, 3, False),
-        ("sworn", EngineState.SERVING, 2, True),
-        ("sworn", EngineState.IDLE, 0, True),
-        ("sworn", EngineState.LOADING, 0, False),
+        ("serving", EngineState.SERVING, 3, False),
+        ("serving", EngineState.SERVING, 2, True),
+        ("serving", EngineState.IDLE, 0, True),
+        ("serving", EngineState.LOADING, 0, False),
         ("h-0", EngineState.SERVING, 3, False),
         ("h-0", EngineState.LOADING, 0, False),
         ("h-0", EngineState.NONE, 0, True),
@@ -118,7 +118,7 @@ def test_which_newcomer_is_recruited(state: EngineState, version: int, idle: boo
 )
 def test_who_is_told_to_take_the_version(pod: str, state: EngineState, version: int, asked: bool) -> None:
     one = member(pod, HalfKind.INFERENCE, state.value, version)
-    assert whom_to_ask((TRAINER, one), 3, frozenset({"h-0"}), {"sworn"}) == ((one,) if asked else ())
+    assert whom_to_ask((TRAINER, one), 3, frozenset({"h-0"}), {"serving"}) == ((one,) if asked else ())
 
 
 class Sheet:
@@ -150,8 +150,8 @@ class Few:
 
 async def test_a_helper_gets_work_once_it_is_sworn_and_what_it_holds_is_not_waited_for() -> None:
     now, few = [0.0], Few(set())
-    desk = Desk(lambda: now[0], Patience(tick_s=0.001))
-    desk.epoch = 1
+    dispatcher = Dispatcher(lambda: now[0], Patience(tick_s=0.001))
+    dispatcher.epoch = 1
     sampling = settings().sampling
     buffer = WorkBuffer(rules=Rules(wanted=1, in_flight=2, sampling=sampling, seed=1), epoch=1, iteration=1, version=3)
     for number, prompt in enumerate(prompts(2), 1):
@@ -159,17 +159,17 @@ async def test_a_helper_gets_work_once_it_is_sworn_and_what_it_holds_is_not_wait
         buffer.admit(
             Group(group_id=number, epoch=0, prompt=prompt, born=1, state=GroupState.OPEN, trajectories=(blank,)), {}
         )
-    phase = asyncio.create_task(desk.run(buffer, Sheet(), few, lambda finished, wanted: None))
+    phase = asyncio.create_task(dispatcher.run(buffer, Sheet(), few, lambda finished, wanted: None))
     await asyncio.sleep(0)
-    assert (await desk.pull("p-0", 1, 3, 1, 0.0, ())).items == ()
+    assert (await dispatcher.pull("p-0", 1, 3, 1, 0.0, ())).items == ()
     few.helpers.add("p-0")
-    (taken,) = (await desk.pull("p-0", 1, 3, 1, 0.0, ())).items
-    desk.lose("p-0")  # gone for good: the item is there for the next who asks
-    (again,) = (await desk.pull("p-0", 1, 3, 1, 0.0, ())).items
+    (taken,) = (await dispatcher.pull("p-0", 1, 3, 1, 0.0, ())).items
+    dispatcher.lose("p-0")  # gone for good: the item is there for the next who asks
+    (again,) = (await dispatcher.pull("p-0", 1, 3, 1, 0.0, ())).items
     assert again.group_id == taken.group_id
-    (own,) = (await desk.pull("h-0", 1, 3, 1, 0.0, ())).items
-    await desk.give(1, [generate(own, "h-0")])
-    await desk.give(1, [generate(own, "h-0")])
+    (own,) = (await dispatcher.pull("h-0", 1, 3, 1, 0.0, ())).items
+    await dispatcher.give(1, [generate(own, "h-0")])
+    await dispatcher.give(1, [generate(own, "h-0")])
     buffer.close()
     for seconds in (1.0, 2.0, 4.0):
         await asyncio.sleep(0.005)
@@ -245,8 +245,12 @@ async def test_a_half_that_stays_silent_is_given_up() -> None:
 
 
 async def test_the_epoch_is_above_what_etcd_and_the_books_have_seen() -> None:
-    board = Board(MemoryStore(), KEYS, turn)
-    assert [await board.take_epoch(0, 1), await board.take_epoch(0, 1), await board.take_epoch(7, 1)] == [1, 2, 8]
+    registry = Registry(MemoryStore(), KEYS, turn)
+    assert [await registry.take_epoch(0, 1), await registry.take_epoch(0, 1), await registry.take_epoch(7, 1)] == [
+        1,
+        2,
+        8,
+    ]
 
 
 async def test_a_version_waits_for_etcd_and_the_run_is_told_both_times() -> None:
@@ -256,21 +260,21 @@ async def test_a_version_waits_for_etcd_and_the_run_is_told_both_times() -> None
     async def back(seconds: float) -> None:
         store.away = False
 
-    board = Board(store, KEYS, back)
-    board.away = told.append
-    epoch = await board.take_epoch(0, 1)
+    registry = Registry(store, KEYS, back)
+    registry.away = told.append
+    epoch = await registry.take_epoch(0, 1)
     store.away = True
-    assert await board.members() == ()
-    await board.publish_version(VersionNote(version=1, epoch=epoch, iteration=0, digest="d", owners=()))
+    assert await registry.members() == ()
+    await registry.publish_version(VersionNote(version=1, epoch=epoch, iteration=0, digest="d", owners=()))
     assert [bool(line) for line in told] == [False, True, True, False]
     assert await store.get(KEYS.version) is not None
 
 
 async def test_an_older_master_cannot_publish() -> None:
-    board = Board(MemoryStore(), KEYS, turn)
-    old, _new = await board.take_epoch(0, 1), await board.take_epoch(0, 1)
+    registry = Registry(MemoryStore(), KEYS, turn)
+    old, _new = await registry.take_epoch(0, 1), await registry.take_epoch(0, 1)
     with pytest.raises(StaleEpoch):
-        await board.publish_version(VersionNote(version=1, epoch=old, iteration=0, digest="d", owners=()))
+        await registry.publish_version(VersionNote(version=1, epoch=old, iteration=0, digest="d", owners=()))
 
 
 def test_phase_seconds_add_up_to_the_iteration() -> None:

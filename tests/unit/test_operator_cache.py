@@ -8,7 +8,7 @@ import pytest
 
 from twinpod.api import names
 from twinpod_operator import cache
-from twinpod_operator.cache import Shelf
+from twinpod_operator.cache import KindCache
 from twinpod_operator.nouns import ChildView, Key
 from twinpod_operator.reading import child_view, pod_view, unix
 from twinpod_operator.world import World
@@ -50,7 +50,7 @@ class Scene:
     def __init__(self) -> None:
         self.woken: list[str] = []
         self.pods = cache.pods(self.woken.append)
-        self.children: Shelf[ChildView] = cache.children(self.woken.append)
+        self.children: KindCache[ChildView] = cache.children(self.woken.append)
 
     def names(self) -> list[str]:
         return [view.name for view in self.pods.of("j1")]

@@ -12,7 +12,7 @@ import pytest
 
 from twinpod.errors import EngineFault, ProtocolError, TwinpodError, Unreachable
 from twinpod.rollout.engine_file import EngineFile
-from twinpod.rollout.ports import EngineRequest, Finish, Serving
+from twinpod.rollout.ports import EngineEndpoint, EngineRequest, Finish
 from twinpod.rollout.sglang_stream import SGLangStream
 
 
@@ -129,7 +129,7 @@ async def test_word_of_the_engine_is_what_the_file_says(tmp_path):
     path = tmp_path / "engine.json"
     source = EngineFile(path, lambda serving: pytest.fail("not asked for"), every_s=0.001)
     assert source.current() is None
-    first = Serving(url="http://127.0.0.1:5", api_key="k", version=1)
+    first = EngineEndpoint(url="http://127.0.0.1:5", api_key="k", version=1)
 
     def write(text: str) -> None:
         (tmp_path / "part").write_text(text)
@@ -140,7 +140,7 @@ async def test_word_of_the_engine_is_what_the_file_says(tmp_path):
     assert await asyncio.wait_for(waiting, 5) == first
     waiting = asyncio.create_task(source.changed(first))
     write('{"url": "http://127.0.0.1:6", "api_key": "k", "version": 2}')
-    assert (await asyncio.wait_for(waiting, 5)) == Serving(url="http://127.0.0.1:6", api_key="k", version=2)
+    assert (await asyncio.wait_for(waiting, 5)) == EngineEndpoint(url="http://127.0.0.1:6", api_key="k", version=2)
     write("not json")
     assert source.current() is None
     path.unlink()

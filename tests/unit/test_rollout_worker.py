@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from twinpod.errors import ProtocolError, Unreachable
-from twinpod.records.rollout import Resumption, SamplingSettings, Stop, WorkItem, WorkResult
-from twinpod.rollout.ports import EngineOutput, EngineRequest, Pull, Pulled
+from twinpod.records.rollout import PullRequest, Resumption, SamplingSettings, Stop, WorkBatch, WorkItem, WorkResult
+from twinpod.rollout.ports import EngineOutput, EngineRequest
 from twinpod.rollout.worker import Worker, WorkerSettings
 from twinpod.testing.rollout import FakeEngine, FakeMaster, FakeSource
 
@@ -185,7 +185,7 @@ class Flaky(FakeMaster):
         super().__init__(items)
         self.calls = 0
 
-    async def pull(self, pull: Pull) -> Pulled:
+    async def pull(self, pull: PullRequest) -> WorkBatch:
         answer = await super().pull(pull)
         return self.lose(answer)
 

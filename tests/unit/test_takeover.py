@@ -12,8 +12,8 @@ from twinpod.coordination.memory import MemoryStore
 from twinpod.coordination.store import Entry
 from twinpod.errors import EnvironmentFault, InUse, StaleEpoch
 from twinpod.master import takeover
-from twinpod.master.board import Board
 from twinpod.master.books import Books, Identity
+from twinpod.master.registry import Registry
 from twinpod.master.takeover import leave_when_superseded, take_books
 
 IDENTITY = Identity(job="j", fields={})
@@ -32,42 +32,42 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def board(store: MemoryStore) -> Board:
-    return Board(store, Keys(namespace="n", job_uid="u"), turn)
+def registry(store: MemoryStore) -> Registry:
+    return Registry(store, Keys(namespace="n", job_uid="u"), turn)
 
 
-async def older(folder: Path, board: Board) -> None:
+async def older(folder: Path, registry: Registry) -> None:
     """A master at work: it has the books and its epoch until it is superseded."""
     books = Books.open(folder, IDENTITY)
     try:
-        books.begin_epoch(await board.take_epoch(books.epoch, 1))
-        await leave_when_superseded(board, lambda: books.epoch, turn)
+        books.begin_epoch(await registry.take_epoch(books.epoch, 1))
+        await leave_when_superseded(registry, lambda: books.epoch, turn)
     finally:
         books.close()
 
 
-async def test_a_newer_master_gets_the_books_and_the_older_one_ends(tmp_path: Path, board: Board) -> None:
-    first = asyncio.create_task(older(tmp_path, board))
+async def test_a_newer_master_gets_the_books_and_the_older_one_ends(tmp_path: Path, registry: Registry) -> None:
+    first = asyncio.create_task(older(tmp_path, registry))
     await turn(0)
-    books = await take_books(tmp_path, IDENTITY, board, turn)
+    books = await take_books(tmp_path, IDENTITY, registry, turn)
     with pytest.raises(StaleEpoch, match="epoch 2 has begun"):
         await first
     assert books.epoch == 1
-    books.begin_epoch(await board.take_epoch(books.epoch, 1))
+    books.begin_epoch(await registry.take_epoch(books.epoch, 1))
     assert books.epoch == 3
     books.close()
 
 
-async def test_a_master_alone_announces_nothing(tmp_path: Path, board: Board) -> None:
-    books = await take_books(tmp_path, IDENTITY, board, turn)
-    assert await board.take_epoch(0, 1) == 1
+async def test_a_master_alone_announces_nothing(tmp_path: Path, registry: Registry) -> None:
+    books = await take_books(tmp_path, IDENTITY, registry, turn)
+    assert await registry.take_epoch(0, 1) == 1
     books.close()
 
 
-async def test_a_master_that_does_not_let_go_is_told_of(tmp_path: Path, board: Board) -> None:
+async def test_a_master_that_does_not_let_go_is_told_of(tmp_path: Path, registry: Registry) -> None:
     held = Books.open(tmp_path, IDENTITY)
     with pytest.raises(InUse, match="works in this folder"):
-        await take_books(tmp_path, IDENTITY, board, turn)
+        await take_books(tmp_path, IDENTITY, registry, turn)
     held.close()
 
 
@@ -78,11 +78,11 @@ async def test_an_etcd_that_refuses_supersedes_nobody() -> None:
         async def get(self, key: str) -> Entry | None:
             raise EnvironmentFault("etcd refused: no such user", where=key)
 
-    await Board(Refusing(), Keys(namespace="n", job_uid="u"), turn).check_epoch(1)
+    await Registry(Refusing(), Keys(namespace="n", job_uid="u"), turn).check_epoch(1)
 
 
-async def test_etcd_away_supersedes_nobody(tmp_path: Path, store: MemoryStore, board: Board) -> None:
-    first = asyncio.create_task(older(tmp_path, board))
+async def test_etcd_away_supersedes_nobody(tmp_path: Path, store: MemoryStore, registry: Registry) -> None:
+    first = asyncio.create_task(older(tmp_path, registry))
     await turn(0)
     store.away = True
     for _ in range(int(takeover.LET_GO_S)):

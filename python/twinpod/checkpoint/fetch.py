@@ -23,9 +23,9 @@ import numpy as np
 from twinpod.arena import Arena
 from twinpod.checkpoint import plan
 from twinpod.checkpoint.carriers import Carrier
-from twinpod.checkpoint.shelf import Shelf
+from twinpod.checkpoint.shard_offers import ShardOffers
 from twinpod.errors import ProtocolError, TwinpodError, Unreachable
-from twinpod.records.weights import Serving, ShardLayout, ShardRecord, ShardRequest, WeightVersion
+from twinpod.records.weights import ServeRequest, ShardLayout, ShardRecord, ShardRequest, WeightVersion
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +51,12 @@ class Stager:
         folder: Path,
         address: str,
         carrier: Carrier,
-        shelf: Shelf,
+        offers: ShardOffers,
         *,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         stall_s: float = STALL_S,
     ) -> None:
-        self._folder, self._address, self._carrier, self.shelf = folder, address, carrier, shelf
+        self._folder, self._address, self._carrier, self.offers = folder, address, carrier, offers
         self._pause, self._stall_s = pause, stall_s
         self._arenas: dict[str, Arena] = {}  # by owner
         self._begun: dict[tuple[str, int], plan.Transfer] = {}  # by owner and slot: what lies there, whole or not
@@ -67,7 +67,7 @@ class Stager:
         """By which peers reach this pod."""
         return plan.host_of(self._address)
 
-    async def stage(self, serving: Serving) -> Staging:
+    async def stage(self, serving: ServeRequest) -> Staging:
         """Bring what is not here. Cancel it at will.
 
         Unreachable (retryable) names what every source said; EnvironmentFault says that shared memory is too small.
@@ -105,7 +105,7 @@ class Stager:
             arena = await self._arena(transfer.shard.layout)
             place = (owner, slot)
             transfer = self._go_on(transfer, place)
-            self.shelf.clear(str(arena.path), slot)
+            self.offers.clear(str(arena.path), slot)
             where = f"version {version}, shard {owner}"
             while True:
                 move = plan.next_move(transfer, time.monotonic())
@@ -127,7 +127,7 @@ class Stager:
                             transfer = replace(transfer, done=0)
                 self._begun[place] = transfer
         record = replace(transfer.shard, path=str(arena.path), slot=slot, address=self._address)
-        self.shelf.offer(version, [record])
+        self.offers.offer(version, [record])
         return owner, record
 
     async def _ask(
@@ -210,6 +210,6 @@ class Stager:
     def _forget(self, owner: str) -> None:
         arena = self._arenas.pop(owner)
         for slot in range(arena.slots):
-            self.shelf.clear(str(arena.path), slot)
+            self.offers.clear(str(arena.path), slot)
             self._begun.pop((owner, slot), None)
         arena.close()

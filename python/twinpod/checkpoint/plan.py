@@ -2,7 +2,7 @@
 
 The contract between the master, who orders SERVE, and an inference half:
 
-- The argument of SERVE is a `Serving` as JSON.
+- The argument of SERVE is a `ServeRequest` as JSON.
 - A shard whose record has this half's own host in `address` (or no address) lies in this pod and is mapped from its
   `path`. Every other shard is fetched, whatever its path says: pods use the same paths.
 - A shard may be asked of the half that its record names and of every half that `sources` names for its owner. A half
@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from twinpod.records.weights import Serving, ShardRecord, WeightVersion
+from twinpod.records.weights import ServeRequest, ShardRecord, WeightVersion
 
 TRIES = 5  # failures in a row of one source, without a byte between, after which it is not asked again
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
@@ -99,7 +99,7 @@ def shards_away(version: WeightVersion, host: str) -> tuple[ShardRecord, ...]:
     return tuple(shard for shard in version.shards if not is_here(shard, host))
 
 
-def plan_fetch(serving: Serving, host: str) -> tuple[Transfer, ...]:
+def plan_fetch(serving: ServeRequest, host: str) -> tuple[Transfer, ...]:
     """A transfer for each shard that is not in the pod, none begun.
 
     The order of the sources is another one for each receiver and shard, so that many receivers spread over them.

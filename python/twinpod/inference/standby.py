@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinpod.inference import forking, leavings
+from twinpod.inference import engine_folder, forking
 from twinpod.inference.names import FORK_VARIABLE
 
 __all__ = ["Standby", "main"]
@@ -124,7 +124,7 @@ class Standby:
             forking.reap()
             time.sleep(0.002)
         for folder in self.engines.values():
-            leavings.clear(folder)
+            engine_folder.clear(folder)
 
     def _finish(self) -> None:
         self._ending = True
@@ -163,7 +163,7 @@ class Standby:
             self.say(id=number, error=f"{type(error).__name__}: {error}")
 
     def _start(self, number: int, arguments: dict[str, Any], log: str, env: dict[str, str]) -> None:
-        folder = leavings.make_folder()
+        folder = engine_folder.make_folder()
         pid = forking.fork_leader(
             lambda: run_engine(arguments, env, folder), log=log, close=(self.commands, self.answers)
         )
@@ -198,7 +198,7 @@ class Standby:
                     )
                 continue
             del self.ends[pid]
-            leavings.clear(self.engines.pop(pid))
+            engine_folder.clear(self.engines.pop(pid))
             if end.id is None:
                 self.say(event="exit", pid=pid, status=end.status)
             else:
@@ -240,7 +240,7 @@ def accelerator_touched() -> bool:
 def run_engine(arguments: dict[str, Any], env: dict[str, str], folder: Path) -> None:
     """Be SGLang's server, in the forked process, until killed. `arguments`: fields of SGLang's ServerArgs."""
     os.environ.update({**_NO_AUTOPSY, **env})
-    leavings.adopt(folder)
+    engine_folder.adopt(folder)
     os.environ[FORK_VARIABLE] = "1"
     from sglang.launch_server import run_server
     from sglang.srt.server_args import ServerArgs

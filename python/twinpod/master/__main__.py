@@ -31,20 +31,20 @@ from twinpod.coordination.etcd import EtcdStore
 from twinpod.coordination.keys import Keys
 from twinpod.errors import EnvironmentFault, InputError, StaleEpoch, TwinpodError
 from twinpod.master import books_read as read
-from twinpod.master.board import Board
 from twinpod.master.books import Books
 from twinpod.master.conductor import Conductor, Parts
-from twinpod.master.crew import Crew
-from twinpod.master.desk import Desk
+from twinpod.master.dispatcher import Dispatcher
 from twinpod.master.halves import Halves
 from twinpod.master.health import Health
 from twinpod.master.progress import Reporter
 from twinpod.master.prompts import PromptSource
+from twinpod.master.registry import Registry
 from twinpod.master.rewards import Judge
 from twinpod.master.service import GrpcHalf, MasterService
 from twinpod.master.settings import identity_of, settings_of
-from twinpod.master.sinks import Shelf
+from twinpod.master.sinks import AsyncBooks
 from twinpod.master.takeover import leave_when_superseded, take_books
+from twinpod.master.worker_group import WorkerGroup
 from twinpod.reward.choose import choose
 from twinpod.rpc.channel import listening_host, serve
 from twinpod.sampling.datasets import open_dataset
@@ -82,33 +82,33 @@ async def run(job: RLJob, environment: Environment) -> int:
     async with AsyncExitStack() as stack:
         store = EtcdStore(environment.etcd, environment.etcd_tls)
         stack.push_async_callback(store.close)
-        board = Board(store, Keys(namespace=environment.namespace, job_uid=environment.job_uid), asyncio.sleep)
-        books = await take_books(environment.state, identity_of(job), board, asyncio.sleep)
+        registry = Registry(store, Keys(namespace=environment.namespace, job_uid=environment.job_uid), asyncio.sleep)
+        books = await take_books(environment.state, identity_of(job), registry, asyncio.sleep)
         stack.callback(books.close)
         if over(books, settings.iterations):
             log.info("the run has succeeded before; nothing is left to do")
             return 0
-        shelf = Shelf(books, stack.enter_context(ThreadPoolExecutor(1, "books")))
+        async_books = AsyncBooks(books, stack.enter_context(ThreadPoolExecutor(1, "books")))
         judge = Judge(
             reward, tokenizer.decode, settings.repeat_penalty, stack.enter_context(ThreadPoolExecutor(1, "judge"))
         )
         halves = Halves(lambda address: GrpcHalf(address, environment.tls), asyncio.sleep, time.monotonic)
-        desk = Desk(time.monotonic)
-        crew = Crew(board, halves, asyncio.sleep, replicas=settings.hybrid_replicas, lost=desk.lose)
-        reporter = Reporter(board, shelf, time.time, settings.iterations)
+        dispatcher = Dispatcher(time.monotonic)
+        workers = WorkerGroup(registry, halves, asyncio.sleep, replicas=settings.hybrid_replicas, lost=dispatcher.lose)
+        reporter = Reporter(registry, async_books, time.time, settings.iterations)
         curves = BoardFiles(environment.snapshots / "tensorboard")
         stack.callback(curves.close)
         health = Health(host, names.MASTER_HEALTH_PORT, lambda: metrics(job.metadata.name, reporter, environment.state))
         health.start()
         stack.callback(health.stop)
-        server = await serve([MasterService(desk)], f"{host}:{names.MASTER_PORT}", environment.tls)
+        server = await serve([MasterService(dispatcher)], f"{host}:{names.MASTER_PORT}", environment.tls)
         stack.push_async_callback(server.stop, 1.0)
         parts = Parts(
             settings=settings,
-            shelf=shelf,
-            board=board,
-            crew=crew,
-            desk=desk,
+            async_books=async_books,
+            registry=registry,
+            workers=workers,
+            dispatcher=dispatcher,
             source=PromptSource(prompts, held_out, Uniform(size=len(prompts), seed=settings.seed)),
             judge=judge,
             reporter=reporter,
@@ -118,7 +118,7 @@ async def run(job: RLJob, environment: Environment) -> int:
             wall=time.time,
         )
         conductor = Conductor(parts)
-        watching = leave_when_superseded(board, lambda: conductor.epoch, asyncio.sleep)
+        watching = leave_when_superseded(registry, lambda: conductor.epoch, asyncio.sleep)
         return await conduct(conductor, reporter, watching, LEAVE_SHARE * environment.grace_s)
 
 

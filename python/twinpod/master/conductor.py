@@ -20,29 +20,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from twinpod.coordination.keys import VersionNote
-from twinpod.errors import ProtocolError, WeightsGapError
+from twinpod.errors import WeightsGapError
 from twinpod.master import books_read as read
-from twinpod.master import hold
-from twinpod.master.board import Board
+from twinpod.master import replay_buffer
 from twinpod.master.books import Books, Resume
-from twinpod.master.copies import Copies, copies_of
-from twinpod.master.crew import Crew
-from twinpod.master.desk import Desk
-from twinpod.master.dispatch import Rules, WorkBuffer
+from twinpod.master.dispatcher import Dispatcher
 from twinpod.master.halves import Order
 from twinpod.master.progress import PhaseTimer, Reporter
 from twinpod.master.prompts import PromptSource
+from twinpod.master.registry import Registry
 from twinpod.master.rewards import Judge
 from twinpod.master.settings import MasterSettings
-from twinpod.master.sinks import EvaluationSink, Shelf, TrainingSink
+from twinpod.master.sinks import AsyncBooks, EvaluationSink, TrainingSink
 from twinpod.master.snapshots import prune, snapshot_folder
 from twinpod.master.takeover import EPOCH_TRIES
+from twinpod.master.weight_sync import WeightSync
+from twinpod.master.work_buffer import Rules, WorkBuffer
+from twinpod.master.worker_group import WorkerGroup
 from twinpod.records import codec
 from twinpod.records.life import Verb
 from twinpod.records.run import IterationRecord
 from twinpod.records.training import Batch, TrainStats
-from twinpod.records.weights import ShardRecord
 from twinpod.replay.policy import build_batch
 
 log = logging.getLogger(__name__)
@@ -53,10 +51,10 @@ class Parts:
     """Everything that the conductor conducts, wired in `__main__` and in tests."""
 
     settings: MasterSettings
-    shelf: Shelf
-    board: Board
-    crew: Crew
-    desk: Desk
+    async_books: AsyncBooks
+    registry: Registry
+    workers: WorkerGroup
+    dispatcher: Dispatcher
     source: PromptSource
     judge: Judge
     reporter: Reporter
@@ -67,15 +65,16 @@ class Parts:
 
 
 class Conductor:
-    """Life: `run` once. Invariant: `_weights` are what the books' newest surviving version says."""
+    """Life: `run` once. Invariant: `_weights.current` is what the books' newest surviving version says."""
 
     def __init__(self, parts: Parts) -> None:
         self._p = parts
         self._s = parts.settings
         self._epoch = 0
         self._line = 1
-        self._weights: Copies | None = None
-        self._preparing: asyncio.Task[None] | None = None  # engines that come up beside a publication
+        self._weights = WeightSync(
+            parts.workers, parts.registry, parts.reporter, moves_memory=parts.settings.moves_memory
+        )
         self._served = ""  # what the engines said they served at the end of the rollout phase, for an error's line
         self._iterating = self._leaving = False
 
@@ -89,7 +88,7 @@ class Conductor:
         if self._leaving or not self._iterating:
             return False
         self._leaving = True
-        self._p.desk.close()
+        self._p.dispatcher.close()
         return True
 
     async def run(self) -> bool:
@@ -106,40 +105,38 @@ class Conductor:
                 await self._finish()
             return not self._leaving
         finally:
-            if self._preparing:
-                self._preparing.cancel()
-                await asyncio.gather(self._preparing, return_exceptions=True)
+            await self._weights.close()
 
     # -- start
 
     async def _take_over(self) -> Resume:
         """Next epoch, books rolled back to their newest snapshot, weights into the trainer and out again."""
         p = self._p
-        self._epoch = await p.board.take_epoch(p.shelf.books.epoch, EPOCH_TRIES)
-        p.desk.epoch = p.crew.epoch = self._epoch
-        await p.shelf.do(lambda books: books.begin_epoch(self._epoch))
-        resume = await p.shelf.do(lambda books: books.resume(lambda folder: Path(folder).is_dir()))
+        self._epoch = await p.registry.take_epoch(p.async_books.books.epoch, EPOCH_TRIES)
+        p.dispatcher.epoch = p.workers.epoch = self._weights.epoch = self._epoch
+        await p.async_books.do(lambda books: books.begin_epoch(self._epoch))
+        resume = await p.async_books.do(lambda books: books.resume(lambda folder: Path(folder).is_dir()))
         self._line = resume.line
         log.info(
             "resumes" if resume.newest_version else "begins",
             extra={"iteration": resume.iteration, "rolled_back": resume.rolled_back},
         )
-        p.reporter.history(await p.shelf.do(lambda books: read.iterations(books.connection)))
+        p.reporter.history(await p.async_books.do(lambda books: read.iterations(books.connection)))
         p.reporter.versions(self._epoch, resume.version)
         await p.reporter.phase("start", iteration=resume.iteration + 1, state="Starting", waiting_for="pods")
-        await p.crew.gather(p.reporter.wait)
+        await p.workers.gather(p.reporter.wait)
         version = max(1, resume.version if resume.version == resume.newest_version else resume.newest_version + 1)
         await p.reporter.phase("load", iteration=resume.iteration + 1, waiting_for="trainer")
         argument = json.dumps({"snapshot": resume.snapshot, "version": version})
-        await p.crew.train(
+        await p.workers.train(
             Order(verb=Verb.ONLOAD, iteration=resume.iteration, version=version, argument=argument, mark="load")
         )
         timer = PhaseTimer(p.clock)
-        await self._publish(timer, resume.iteration, version)
-        await self._make_way(timer, resume.iteration)
-        weights = self._need_weights()
-        await p.shelf.do(lambda books: books.record_version(version, resume.iteration, weights.digest))
-        await self._announce()
+        await self._weights.publish(timer, resume.iteration, version)
+        await self._weights.make_way(timer, resume.iteration)
+        digest = self._weights.current.digest
+        await p.async_books.do(lambda books: books.record_version(version, resume.iteration, digest))
+        await self._weights.announce()
         return resume
 
     # -- one iteration
@@ -147,7 +144,7 @@ class Conductor:
     async def _iterate(self, iteration: int) -> bool:
         """The circle, once; False when its rollout phase was cut short to leave."""
         timer = PhaseTimer(self._p.clock)
-        async with self._p.crew.helped(self._need_weights(), iteration):
+        async with self._p.workers.helped(self._weights.current, iteration):
             await self._serve(timer, iteration)
             groups = await self._generate(timer, iteration)
         if self._leaving:
@@ -157,11 +154,11 @@ class Conductor:
         stats = None
         if batch.samples:
             stats = await self._train(timer, iteration, batch)
-            await self._publish(timer, iteration, batch.version + 1)
+            await self._weights.publish(timer, iteration, batch.version + 1)
         else:
             log.warning("no group finished: nothing to train on", extra={"iteration": iteration})
         snapshot = await self._snapshot(timer, iteration)
-        await self._make_way(timer, iteration)
+        await self._weights.make_way(timer, iteration)
         await self._commit(timer, iteration, batch, groups, stats, snapshot)
         return True
 
@@ -172,14 +169,14 @@ class Conductor:
             return
         await self._rest(timer, iteration)
         last = replace(reporter.done[-1], snapshot=await self._snapshot(timer, iteration - 1))
-        await self._p.shelf.do(lambda books: books.keep_snapshot(last.iteration, last.snapshot))
+        await self._p.async_books.do(lambda books: books.keep_snapshot(last.iteration, last.snapshot))
         reporter.history([*reporter.done[:-1], last])
 
     async def _serve(self, timer: PhaseTimer, iteration: int) -> None:
         """The engines of hybrid pods take the newest version; one that cannot ends the run."""
         await self._p.reporter.phase("serve", iteration=iteration, waiting_for="engines")
         with timer.spend("switch"):
-            loading = await self._p.crew.serve(self._need_weights(), iteration)
+            loading = await self._p.workers.serve(self._weights.current, iteration)
         timer.move("switch", "weights", loading)
 
     async def _generate(self, timer: PhaseTimer, iteration: int) -> tuple[int, ...]:
@@ -187,30 +184,30 @@ class Conductor:
         p, s = self._p, self._s
         await p.reporter.phase("generate", iteration=iteration, waiting_for="rollout workers")
         with timer.spend("generate"):
-            await p.shelf.do(lambda books: hold.retire(books, iteration, s.max_segment_age))
-            version = self._need_weights().version
+            await p.async_books.do(lambda books: replay_buffer.retire(books, iteration, s.max_segment_age))
+            version = self._weights.current.version
             rules = self._rules(s.groups_per_iteration, s.groups_in_flight)
             buffer = WorkBuffer(rules=rules, epoch=self._epoch, iteration=iteration, version=version)
-            async with TrainingSink(p.shelf, p.judge, p.source, size=s.group_size, iteration=iteration) as sink:
-                if left := await p.shelf.do(hold.left_unscored):
+            async with TrainingSink(p.async_books, p.judge, p.source, size=s.group_size, iteration=iteration) as sink:
+                if left := await p.async_books.do(replay_buffer.left_unscored):
                     sink.judge(left)
                     await sink.drain()
-                await p.shelf.do(lambda books: hold.lay_out(books, buffer, iteration))
-                await p.desk.run(buffer, sink, p.crew, p.reporter.groups)
-                self._served = await p.crew.versions()
-            return await p.shelf.do(lambda books: hold.pick(books, s.groups_per_iteration))
+                await p.async_books.do(lambda books: replay_buffer.lay_out(books, buffer, iteration))
+                await p.dispatcher.run(buffer, sink, p.workers, p.reporter.groups)
+                self._served = await p.workers.versions()
+            return await p.async_books.do(lambda books: replay_buffer.pick(books, s.groups_per_iteration))
 
     async def _rest(self, timer: PhaseTimer, iteration: int) -> None:
         """Engines free what the trainer needs, then it takes its memory back."""
         await self._p.reporter.phase("rest", waiting_for="engines")
         with timer.spend("switch"):
-            await self._p.crew.rest(iteration)
+            await self._p.workers.rest(iteration)
             if self._s.moves_memory:
-                await self._p.crew.train(Order(verb=Verb.ONLOAD, iteration=iteration))
+                await self._p.workers.train(Order(verb=Verb.ONLOAD, iteration=iteration))
 
     async def _batch(self, iteration: int, group_ids: tuple[int, ...]) -> Batch:
-        groups = await self._p.shelf.do(lambda books: read.load_groups(books.connection, group_ids))
-        version = self._need_weights().version
+        groups = await self._p.async_books.do(lambda books: read.load_groups(books.connection, group_ids))
+        version = self._weights.current.version
         return build_batch(
             groups,
             iteration=iteration,
@@ -224,12 +221,12 @@ class Conductor:
         """The training phase; WeightsGapError when the engine's log-probs are not the trainer's (design 8.11)."""
         p = self._p
         await p.reporter.phase("train", waiting_for="trainer")
-        p.desk.lay_batch(batch)
+        p.dispatcher.lay_batch(batch)
         with timer.spend("train"):
-            reply = await p.crew.train(
+            reply = await p.workers.train(
                 Order(verb=Verb.TRAIN, iteration=iteration, version=batch.version, deadline_s=86_400)
             )
-        p.desk.lay_batch(None)
+        p.dispatcher.lay_batch(None)
         stats = codec.loads(TrainStats, reply.detail)
         if stats.weights_gap > self._s.weights_gap_limit:  # false for nan: no on-policy token
             raise WeightsGapError(
@@ -240,25 +237,6 @@ class Conductor:
             )
         return stats
 
-    async def _publish(self, timer: PhaseTimer, iteration: int, version: int) -> None:
-        """The trainer writes the version; where memory is not shared, engines start meanwhile."""
-        await self._p.reporter.phase("publish", waiting_for="trainer")
-        with timer.spend("weights"):
-            if not self._s.moves_memory:
-                self._preparing = self._p.crew.preparing(iteration)
-            reply = await self._p.crew.train(Order(verb=Verb.PUBLISH, iteration=iteration, version=version))
-        shards = codec.loads(_Shards, f'{{"shards":{reply.detail}}}').shards
-        self._weights = copies_of(version, self._epoch, iteration, shards)
-
-    async def _make_way(self, timer: PhaseTimer, iteration: int) -> None:
-        """The trainer's memory leaves the accelerator, where it is shared; then engines are up (design 8.3)."""
-        await self._p.reporter.phase("switch", waiting_for="engines")
-        with timer.spend("switch"):
-            if self._s.moves_memory:
-                await self._p.crew.train(Order(verb=Verb.OFFLOAD, iteration=iteration))
-            await (self._preparing or self._p.crew.preparing(iteration))
-        self._preparing = None
-
     async def _snapshot(self, timer: PhaseTimer, iteration: int) -> str:
         """A durable snapshot when one is due; its folder, or "". The books name it before anyone relies on it."""
         due = iteration % self._s.snapshot_every == 0 or iteration == self._s.iterations
@@ -267,7 +245,8 @@ class Conductor:
         await self._p.reporter.phase("snapshot", waiting_for="trainer")
         folder = snapshot_folder(self._p.snapshots, iteration, self._epoch)
         with timer.spend("snapshot"):
-            await self._p.crew.train(Order(verb=Verb.SNAPSHOT, iteration=iteration, argument=folder, deadline_s=3600))
+            order = Order(verb=Verb.SNAPSHOT, iteration=iteration, argument=folder, deadline_s=3600)
+            await self._p.workers.train(order)
         return folder
 
     async def _commit(
@@ -282,7 +261,7 @@ class Conductor:
         """Books in one transaction, then etcd; snapshots that no resume will ask for are removed."""
         p = self._p
         await p.reporter.phase("commit")
-        digest = self._need_weights().digest
+        digest = self._weights.current.digest
         blank = self._record(timer, iteration, batch, len(groups), stats, snapshot)
 
         def act(books: Books) -> IterationRecord:
@@ -293,10 +272,10 @@ class Conductor:
             books.commit(record, groups, digest)
             return record
 
-        record = await p.shelf.do(act)
+        record = await p.async_books.do(act)
         p.reporter.history([*p.reporter.done, record])
         await asyncio.to_thread(p.committed, record)
-        await self._announce()
+        await self._weights.announce()
         told = {"reward": record.reward, "right": record.right, "seconds": record.seconds.total}
         log.info("iteration committed", extra={"iteration": iteration, "version": record.version, **told})
         if snapshot:
@@ -313,7 +292,7 @@ class Conductor:
             iteration=iteration,
             line=self._line,
             epoch=self._epoch,
-            version=self._need_weights().version,
+            version=self._weights.current.version,
             snapshot=snapshot,
             groups=groups,
             samples=len(batch.samples),
@@ -330,18 +309,6 @@ class Conductor:
             rolled_back=False,
         )
 
-    async def _announce(self) -> None:
-        weights = self._need_weights()
-        note = VersionNote(
-            version=weights.version,
-            epoch=self._epoch,
-            iteration=weights.iteration,
-            digest=weights.digest,
-            owners=weights.owners,
-        )
-        await self._p.board.publish_version(note)
-        self._p.reporter.versions(self._epoch, weights.version)
-
     # -- the end
 
     async def _finish(self) -> None:
@@ -351,13 +318,13 @@ class Conductor:
         if p.source.held_out:
             await self._evaluate(last + 1)
         if self._s.moves_memory:
-            await p.crew.rest(last + 1)
-            await p.crew.train(Order(verb=Verb.ONLOAD, iteration=last + 1))
+            await p.workers.rest(last + 1)
+            await p.workers.train(Order(verb=Verb.ONLOAD, iteration=last + 1))
         order = Order(verb=Verb.EXPORT, iteration=last + 1, argument=str(p.snapshots / "export"), deadline_s=3600)
-        await p.crew.train(order)
+        await p.workers.train(order)
         await p.reporter.phase("done", state="Succeeded")
         await p.reporter.tell()
-        await p.crew.dismiss(last + 1)
+        await p.workers.dismiss(last + 1)
 
     async def _evaluate(self, iteration: int) -> None:
         """Greedy answers to the held-out prompts, by the way that rollouts take."""
@@ -370,30 +337,20 @@ class Conductor:
             rules=replace(rules, sampling=greedy),
             epoch=self._epoch,
             iteration=iteration,
-            version=self._need_weights().version,
+            version=self._weights.current.version,
         )
         for group in sink.groups:
             buffer.admit(group, {})
-        async with sink, p.crew.helped(self._need_weights(), iteration):
-            await p.crew.serve(self._need_weights(), iteration)
-            await p.desk.run(buffer, sink, p.crew, p.reporter.groups)
-        await p.shelf.do(lambda books: books.record_evaluation(iteration - 1, sink.answers))
+        async with sink, p.workers.helped(self._weights.current, iteration):
+            await p.workers.serve(self._weights.current, iteration)
+            await p.dispatcher.run(buffer, sink, p.workers, p.reporter.groups)
+        await p.async_books.do(lambda books: books.record_evaluation(iteration - 1, sink.answers))
         right = sum(answer.correct for answer in sink.answers) / len(sink.answers) if sink.answers else math.nan
         log.info("evaluated", extra={"prompts": len(sink.answers), "right": right})
-        await p.crew.rest(iteration)
+        await p.workers.rest(iteration)
 
     def _rules(self, wanted: int, in_flight: int) -> Rules:
         return Rules(wanted=wanted, in_flight=in_flight, sampling=self._s.sampling, seed=self._s.seed)
-
-    def _need_weights(self) -> Copies:
-        if self._weights is None:
-            raise ProtocolError("no version was published yet", where="master")
-        return self._weights
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shards:
-    shards: tuple[ShardRecord, ...]
 
 
 def _mean(values: list[float]) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import xxhash
 
 from twinpod.checkpoint.versions import compose_copies
-from twinpod.records.weights import Serving, ShardRecord, ShardSource, WeightVersion
+from twinpod.records.weights import ServeRequest, ShardRecord, ShardSource, WeightVersion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Copies:
         """Addresses of all halves that published it."""
         return tuple(sorted({shard.address for copy in self.by_pod.values() for shard in copy.shards}))
 
-    def serving(self, pod: str, peers: Iterable[str] = ()) -> Serving:
+    def serving(self, pod: str, peers: Iterable[str] = ()) -> ServeRequest:
         """What the engine of a pod is to serve: its own copy, or one of the others; helpers spread over them.
 
         peers: addresses of other halves that may have the version, because they serve it or soon will.
@@ -54,13 +54,13 @@ class Copies:
         copies = tuple(self.by_pod.values())
         own = self.by_pod.get(pod) or copies[xxhash.xxh3_64_intdigest(pod.encode()) % len(copies)]
         if pod in self.by_pod:
-            return Serving(weights=own)
+            return ServeRequest(weights=own)
         sources = []
         for place, shard in enumerate(own.shards):
             others = dict.fromkeys(copy.shards[place].address for copy in copies if len(copy.shards) > place)
             known = (*others, *peers)
             sources.append(ShardSource(owner=shard.layout.owner, addresses=tuple(dict.fromkeys(known))))
-        return Serving(weights=own, sources=tuple(sources))
+        return ServeRequest(weights=own, sources=tuple(sources))
 
 
 def copies_of(version: int, epoch: int, iteration: int, shards: Iterable[ShardRecord]) -> Copies:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from twinpod.errors import TwinpodError, Unreachable
-from twinpod.master.board import Pause
+from twinpod.master.registry import Pause
 from twinpod.records.life import Command, HalfKind, HalfStatus, Reply, Verb
 from twinpod.rpc.errors import raise_for
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from twinpod.coordination.keys import Operation
-from twinpod.master.board import Board
-from twinpod.master.sinks import Shelf
+from twinpod.master.registry import Registry
+from twinpod.master.sinks import AsyncBooks
 from twinpod.records.run import IterationRecord, PhaseSeconds, Progress
 
 NO_SECONDS = PhaseSeconds(generate=0.0, train=0.0, weights=0.0, switch=0.0, snapshot=0.0, other=0.0)
@@ -59,8 +59,8 @@ class Reporter:
     In the books at every phase, in etcd as it changes, the newest only, never in the way.
     """
 
-    def __init__(self, board: Board, shelf: Shelf, wall: Callable[[], float], iterations: int) -> None:
-        self._board, self._shelf, self._wall = board, shelf, wall
+    def __init__(self, registry: Registry, async_books: AsyncBooks, wall: Callable[[], float], iterations: int) -> None:
+        self._registry, self._async_books, self._wall = registry, async_books, wall
         self._dirty = asyncio.Event()
         self.done: list[IterationRecord] = []
         self.now = Progress(
@@ -83,7 +83,7 @@ class Reporter:
             message="",
             updated=wall(),
         )
-        board.away = self._etcd_away
+        registry.away = self._etcd_away
 
     async def phase(
         self, phase: str, *, iteration: int | None = None, state: str = "", waiting_for: str = "", message: str = ""
@@ -99,7 +99,7 @@ class Reporter:
             message=message,
         )
         now = self.now
-        await self._shelf.do(lambda books: books.note(now))
+        await self._async_books.do(lambda books: books.note(now))
 
     def wait(self, waiting_for: str) -> None:
         """Who is waited for within the phase."""
@@ -142,8 +142,8 @@ class Reporter:
     async def tell(self) -> None:
         """Write to etcd now."""
         now = self.now
-        await self._board.progress(now)
-        await self._board.say(
+        await self._registry.progress(now)
+        await self._registry.say(
             Operation(epoch=now.epoch, iteration=now.iteration, phase=now.phase, version=now.version, since=now.since)
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from twinpod.master.books import Scored
-from twinpod.master.dispatch import Ended
+from twinpod.master.work_buffer import Ended
 from twinpod.records.rollout import Stop
 from twinpod.reward.port import RewardPort
 

@@ -1,4 +1,4 @@
-"""The master's gRPC service: messages in, the desk's answers out. Nothing is decided here."""
+"""The master's gRPC service: messages in, the dispatcher's answers out. Nothing is decided here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twinpod.errors import Unreachable
-from twinpod.master.desk import Desk
+from twinpod.master.dispatcher import Dispatcher
 from twinpod.records.life import Command, Reply
 from twinpod.rpc.channel import ask, client_channel
 from twinpod.rpc.convert import batch_to_parts, command_to_pb, reply_from_pb, work_item_to_pb, work_result_from_pb
@@ -19,8 +19,8 @@ LONGEST_PULL_S = 20.0
 class MasterService(master_pb2_grpc.MasterServicer):
     """Served on :7400. Before the master has its epoch every call is Unreachable, which callers repeat."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
 
     async def PullWork(  # noqa: N802  # the proto's name
         self, request: master_pb2.PullRequest, context: Any
@@ -28,7 +28,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Long poll for work."""
         self._begun()
         wait = min(request.wait_s, LONGEST_PULL_S)
-        pulled = await self._desk.pull(
+        pulled = await self._dispatcher.pull(
             request.worker, request.epoch, request.version, request.capacity, wait, tuple(request.holding)
         )
         return master_pb2.WorkBatch(
@@ -45,18 +45,18 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Stored when it answers."""
         self._begun()
         results = [work_result_from_pb(result) for result in request.results]
-        return master_pb2.ReturnReply(stored=await self._desk.give(request.epoch, results))
+        return master_pb2.ReturnReply(stored=await self._dispatcher.give(request.epoch, results))
 
     async def FetchBatch(  # noqa: N802  # the proto's name
         self, request: master_pb2.BatchRequest, context: Any
     ) -> AsyncIterator[master_pb2.BatchPart]:
         """The batch of the iteration under way."""
         self._begun()
-        for part in batch_to_parts(self._desk.batch(request.epoch, request.iteration)):
+        for part in batch_to_parts(self._dispatcher.batch(request.epoch, request.iteration)):
             yield part
 
     def _begun(self) -> None:
-        if self._desk.epoch == 0:
+        if self._dispatcher.epoch == 0:
             raise Unreachable("the master has no job epoch yet", where="master")
 
 

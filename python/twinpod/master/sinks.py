@@ -8,15 +8,15 @@ from concurrent.futures import Executor
 from typing import Self, TypeVar
 
 from twinpod.master.books import Books, EvaluationAnswer, Scored
-from twinpod.master.dispatch import Ended
 from twinpod.master.prompts import PromptSource
 from twinpod.master.rewards import Judge
+from twinpod.master.work_buffer import Ended
 from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Trajectory, WorkResult
 
 T = TypeVar("T")
 
 
-class Shelf:
+class AsyncBooks:
     """The books off the event loop: one thread, so that one call follows another."""
 
     def __init__(self, books: Books, executor: Executor) -> None:
@@ -67,9 +67,11 @@ class _Scoring:
 class TrainingSink(_Scoring):
     """Segments and verdicts into the books, fresh groups from the prompt source."""
 
-    def __init__(self, shelf: Shelf, judge: Judge, source: PromptSource, *, size: int, iteration: int) -> None:
+    def __init__(
+        self, async_books: AsyncBooks, judge: Judge, source: PromptSource, *, size: int, iteration: int
+    ) -> None:
         super().__init__(judge)
-        self._shelf, self._source, self._size, self._iteration = shelf, source, size, iteration
+        self._async_books, self._source, self._size, self._iteration = async_books, source, size, iteration
 
     async def begin(self, count: int) -> Sequence[Group]:
         """See Sink."""
@@ -77,7 +79,7 @@ class TrainingSink(_Scoring):
         def act(books: Books) -> tuple[Group, ...]:
             return books.begin_groups(self._source.next(books.connection, count), self._size, self._iteration)
 
-        return await self._shelf.do(act)
+        return await self._async_books.do(act)
 
     async def store(self, results: Sequence[WorkResult]) -> Sequence[Segment]:
         """See Sink."""
@@ -88,10 +90,10 @@ class TrainingSink(_Scoring):
             books.count("versions_refused", refused)
             return books.store(segments, self._iteration).accepted
 
-        return await self._shelf.do(act)
+        return await self._async_books.do(act)
 
     async def _keep(self, ended: Sequence[Ended], verdicts: Sequence[Scored]) -> None:
-        await self._shelf.do(lambda books: books.score(verdicts))
+        await self._async_books.do(lambda books: books.score(verdicts))
 
 
 class EvaluationSink(_Scoring):

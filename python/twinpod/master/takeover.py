@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from twinpod.errors import InUse
-from twinpod.master.board import Board, Pause
 from twinpod.master.books import Books, Identity
+from twinpod.master.registry import Pause, Registry
 
 __all__ = ["leave_when_superseded", "take_books"]
 
@@ -23,7 +23,7 @@ LET_GO_S = 60.0  # for the older master to see the epoch, end its phase's writes
 EPOCH_TRIES = 60  # seconds that a start waits for etcd
 
 
-async def take_books(folder: Path, identity: Identity, board: Board, pause: Pause) -> Books:
+async def take_books(folder: Path, identity: Identity, registry: Registry, pause: Pause) -> Books:
     """`Books.open`, once no older master has them. InUse when it does not let go: it cannot see etcd, say."""
     announced = False
     for _ in range(int(LET_GO_S / LOOK_S)):
@@ -32,15 +32,15 @@ async def take_books(folder: Path, identity: Identity, board: Board, pause: Paus
         except InUse as error:
             if not announced:
                 log.warning("an older master still lives; it is told to let go", extra={"why": error.what})
-                await board.take_epoch(0, EPOCH_TRIES)
+                await registry.take_epoch(0, EPOCH_TRIES)
                 announced = True
         await pause(LOOK_S)
     return Books.open(folder, identity)
 
 
-async def leave_when_superseded(board: Board, epoch: Callable[[], int], pause: Pause) -> None:
+async def leave_when_superseded(registry: Registry, epoch: Callable[[], int], pause: Pause) -> None:
     """Goes on for ever; StaleEpoch once a newer master has begun. A master without an epoch yet (0) is left alone."""
     while True:
         await pause(LOOK_S)
         if epoch():
-            await board.check_epoch(epoch())
+            await registry.check_epoch(epoch())

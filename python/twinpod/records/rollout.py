@@ -92,6 +92,30 @@ class WorkResult:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequest:
+    """A worker's request for work."""
+
+    worker: str
+    epoch: int  # newest job epoch that the worker has seen
+    version: int  # weights that its engine serves
+    capacity: int  # trajectories that it can take on now
+    wait_s: float  # longest the master may keep it waiting
+    # items that it has and has not given back; an item missing here was lost on the way and is free again
+    holding: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkBatch:
+    """The master's answer."""
+
+    epoch: int
+    iteration: int
+    version: int
+    cut: bool  # abort what runs, give it back, then pull again
+    items: tuple[WorkItem, ...]
+
+
 class GroupState(StrEnum):
     """Life of a group of k trajectories."""
 

@@ -63,7 +63,7 @@ class ShardSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
+class ServeRequest:
     """What a SERVE command asks for: a version, and who else serves its shards.
 
     A shard is in the half's own pod when the host of its record's `address` is the half's own host: then it is mapped

@@ -14,9 +14,9 @@ import grpc.aio
 from twinpod.api.environment import Environment, read_environment
 from twinpod.api.pod_view import load_job
 from twinpod.errors import TwinpodError
-from twinpod.records.rollout import WorkResult
+from twinpod.records.rollout import PullRequest, WorkBatch, WorkResult
 from twinpod.rollout.engine_file import EngineFile
-from twinpod.rollout.ports import Pull, Pulled, Serving
+from twinpod.rollout.ports import EngineEndpoint
 from twinpod.rollout.sglang_stream import SGLangStream
 from twinpod.rollout.worker import Worker, WorkerSettings
 from twinpod.rpc.channel import ask, client_channel
@@ -35,7 +35,7 @@ class GrpcMaster:
         self._stub: Any = master_pb2_grpc.MasterStub(channel)  # type: ignore[no-untyped-call]  # generated code
         self._address = address
 
-    async def pull(self, pull: Pull) -> Pulled:
+    async def pull(self, pull: PullRequest) -> WorkBatch:
         """Long poll."""
         request = master_pb2.PullRequest(
             worker=pull.worker,
@@ -47,7 +47,7 @@ class GrpcMaster:
         )
         timeout = pull.wait_s + PULL_SLACK_S
         answer = await ask(self._stub.PullWork, request, timeout=timeout, where=f"{self._address} PullWork")
-        return Pulled(
+        return WorkBatch(
             epoch=answer.epoch,
             iteration=answer.iteration,
             version=answer.version,
@@ -61,7 +61,7 @@ class GrpcMaster:
         await ask(self._stub.ReturnWork, request, timeout=GIVE_S, where=f"{self._address} ReturnWork")
 
 
-def connect(serving: Serving) -> SGLangStream:
+def connect(serving: EngineEndpoint) -> SGLangStream:
     """A port to the engine that the half announces."""
     return SGLangStream(serving.url, serving.api_key)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from twinpod.errors import ProtocolError
 from twinpod.records import codec
-from twinpod.rollout.ports import EnginePort, Serving
+from twinpod.rollout.ports import EngineEndpoint, EnginePort
 
 __all__ = ["EngineFile"]
 
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 class EngineFile:
     """An EngineSource that looks at the file every `every_s` seconds; a look at an unchanged file is one `stat`."""
 
-    def __init__(self, path: Path, connect: Callable[[Serving], EnginePort], *, every_s: float = 0.02) -> None:
+    def __init__(self, path: Path, connect: Callable[[EngineEndpoint], EnginePort], *, every_s: float = 0.02) -> None:
         self._path, self._connect, self._every = path, connect, every_s
         self._stamp: tuple[int, int] | None = None
-        self._serving: Serving | None = None
+        self._serving: EngineEndpoint | None = None
 
-    def current(self) -> Serving | None:
+    def current(self) -> EngineEndpoint | None:
         """What the file says now; None without a file."""
         try:
             seen = self._path.stat()
@@ -40,19 +40,19 @@ class EngineFile:
             self._stamp = self._serving = None
             return None
         try:
-            self._serving = codec.loads(Serving, text)
+            self._serving = codec.loads(EngineEndpoint, text)
         except ProtocolError as error:
             log.warning("%s: %s", self._path, error)  # the half writes it atomically, so this is no half-written file
             self._serving = None
         self._stamp = stamp
         return self._serving
 
-    async def changed(self, old: Serving | None) -> Serving | None:
+    async def changed(self, old: EngineEndpoint | None) -> EngineEndpoint | None:
         """Wait until the file says something else than `old`."""
         while (serving := self.current()) == old:  # noqa: ASYNC110  # nothing to wait on
             await asyncio.sleep(self._every)
         return serving
 
-    def connect(self, serving: Serving) -> EnginePort:
+    def connect(self, serving: EngineEndpoint) -> EnginePort:
         """A port to that engine."""
         return self._connect(serving)

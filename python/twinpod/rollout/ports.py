@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from twinpod.records.rollout import WorkItem, WorkResult
+from twinpod.records.rollout import PullRequest, WorkBatch, WorkResult
 
 __all__ = [
+    "EngineEndpoint",
     "EngineOutput",
     "EnginePort",
     "EngineRequest",
     "EngineSource",
     "Finish",
     "MasterPort",
-    "Pull",
-    "Pulled",
-    "Serving",
 ]
 
 
@@ -80,7 +78,7 @@ class EnginePort(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
+class EngineEndpoint:
     """An engine that serves, as the inference half announces it."""
 
     url: str
@@ -91,41 +89,17 @@ class Serving:
 class EngineSource(Protocol):
     """Word of the engine beside the worker."""
 
-    def current(self) -> Serving | None:
+    def current(self) -> EngineEndpoint | None:
         """The engine that serves now; None while there is none."""
         ...
 
-    async def changed(self, old: Serving | None) -> Serving | None:
+    async def changed(self, old: EngineEndpoint | None) -> EngineEndpoint | None:
         """Wait until the word is another one than `old`, and return it."""
         ...
 
-    def connect(self, serving: Serving) -> EnginePort:
+    def connect(self, serving: EngineEndpoint) -> EnginePort:
         """A port to that engine."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pull:
-    """A worker's request for work."""
-
-    worker: str
-    epoch: int  # newest job epoch that the worker has seen
-    version: int  # weights that its engine serves
-    capacity: int  # trajectories that it can take on now
-    wait_s: float  # longest the master may keep it waiting
-    # items that it has and has not given back; an item missing here was lost on the way and is free again
-    holding: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pulled:
-    """The master's answer."""
-
-    epoch: int
-    iteration: int
-    version: int
-    cut: bool  # abort what runs, give it back, then pull again
-    items: tuple[WorkItem, ...]
 
 
 class MasterPort(Protocol):
@@ -133,7 +107,7 @@ class MasterPort(Protocol):
     master).
     """
 
-    async def pull(self, pull: Pull) -> Pulled:
+    async def pull(self, pull: PullRequest) -> WorkBatch:
         """Long poll for work."""
         ...
 

@@ -30,17 +30,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twinpod.errors import EngineFault, ProtocolError, StaleEpoch, TwinpodError, Unreachable, WrongVersion
-from twinpod.records.rollout import Segment, WorkItem, WorkResult
+from twinpod.records.rollout import PullRequest, Segment, WorkBatch, WorkItem, WorkResult
 from twinpod.rollout import plan
 from twinpod.rollout.ports import (
+    EngineEndpoint,
     EngineOutput,
     EnginePort,
     EngineSource,
     Finish,
     MasterPort,
-    Pull,
-    Pulled,
-    Serving,
 )
 
 __all__ = ["Worker", "WorkerSettings"]
@@ -123,7 +121,7 @@ class Worker:
         if self._ready:
             log.warning("stopped with %d results that the master did not take", len(self._ready))
 
-    async def _serve(self, serving: Serving, stopping: asyncio.Task[bool]) -> None:
+    async def _serve(self, serving: EngineEndpoint, stopping: asyncio.Task[bool]) -> None:
         """Keep one engine busy until it is gone or the worker is told to stop."""
         log.info("engine %s serves version %d", serving.url, serving.version)
         engine = self._engines.connect(serving)
@@ -154,11 +152,11 @@ class Worker:
         if self._faults:
             await _first(*ends, timeout=_backoff(self._settings, self._faults))
 
-    async def _pull(self, serving: Serving) -> Pulled | None:
+    async def _pull(self, serving: EngineEndpoint) -> WorkBatch | None:
         """One pull; None when the master could not be asked (after a pause) or is older than one already seen."""
         room = max(0, self._settings.capacity - self._running)
         wait = self._settings.busy_wait_s if self._running else self._settings.pull_wait_s
-        pull = Pull(
+        pull = PullRequest(
             worker=self._name,
             epoch=self._epoch,
             version=serving.version,
@@ -178,7 +176,7 @@ class Worker:
         await asyncio.sleep(self._settings.retry_s)
         return None
 
-    async def _obey(self, pulled: Pulled, serving: Serving, engine: EnginePort, *ends: _End) -> None:
+    async def _obey(self, pulled: WorkBatch, serving: EngineEndpoint, engine: EnginePort, *ends: _End) -> None:
         """Do what the master's answer says."""
         newer = 0 < self._epoch < pulled.epoch
         self._epoch = pulled.epoch
@@ -194,7 +192,7 @@ class Worker:
         if fresh and not self._begin(fresh, serving, engine):
             await asyncio.sleep(self._settings.pause_s)
 
-    def _begin(self, items: Sequence[WorkItem], serving: Serving, engine: EnginePort) -> bool:
+    def _begin(self, items: Sequence[WorkItem], serving: EngineEndpoint, engine: EnginePort) -> bool:
         """Hold the items and start the engine on those that it can do; False when there is none."""
         now = asyncio.get_running_loop().time()
         able: list[_Held] = []

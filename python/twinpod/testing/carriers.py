@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from twinpod.checkpoint.shelf import Shelf
+from twinpod.checkpoint.shard_offers import ShardOffers
 from twinpod.errors import Unreachable
 from twinpod.records.weights import ShardRequest
 
@@ -16,7 +16,7 @@ class FakeCarrier:
     """
 
     def __init__(self) -> None:
-        self.shelves: dict[str, Shelf] = {}
+        self.shelves: dict[str, ShardOffers] = {}
         self.breaks: dict[str, list[int]] = {}
         self.hangs: set[str] = set()
         self.asked: list[tuple[str, int]] = []

@@ -21,21 +21,21 @@ from typing import Any
 from twinpod.coordination.keys import Keys
 from twinpod.coordination.memory import MemoryStore
 from twinpod.errors import TwinpodError, Unreachable
-from twinpod.master.board import Board
 from twinpod.master.books import Books, Identity
 from twinpod.master.conductor import Conductor, Parts
-from twinpod.master.crew import Crew
-from twinpod.master.desk import Desk
+from twinpod.master.dispatcher import Dispatcher
 from twinpod.master.halves import Halves
 from twinpod.master.progress import Reporter
 from twinpod.master.prompts import PromptSource
+from twinpod.master.registry import Registry
 from twinpod.master.rewards import Judge
-from twinpod.master.sinks import Shelf
+from twinpod.master.sinks import AsyncBooks
+from twinpod.master.worker_group import WorkerGroup
 from twinpod.records import codec
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
 from twinpod.records.rollout import WorkItem
 from twinpod.records.training import Batch
-from twinpod.records.weights import Serving, ShardRecord
+from twinpod.records.weights import ServeRequest, ShardRecord
 from twinpod.sampling.uniform import Uniform
 from twinpod.testing.small_run import LengthReward, generate, prompts, settings, shard, stats
 
@@ -80,7 +80,7 @@ class World:
         self.keys = Keys(namespace="default", job_uid="u")
         self.plug = Plug()
         self.trainer = TrainerState()
-        self.desk: Desk | None = None
+        self.dispatcher: Dispatcher | None = None
         self.gap = 0.0
         self.served: dict[str, int] = {}  # by pod
         self.helpers: tuple[str, ...] = ()  # pods without a trainer
@@ -144,18 +144,18 @@ class World:
         books = Books.open(self.folder / "state", Identity(job="j", fields={"spec.seed": "7"}))
         # closed last: a thread may still be at work with them
         with closing(books), ThreadPoolExecutor(1) as books_thread, ThreadPoolExecutor(1) as judge_thread:
-            shelf = Shelf(books, books_thread)
-            board = Board(self.store, self.keys, _turn)
-            self.desk = desk = Desk(_still)
+            async_books = AsyncBooks(books, books_thread)
+            registry = Registry(self.store, self.keys, _turn)
+            self.dispatcher = dispatcher = Dispatcher(_still)
             halves = Halves(self.connect, _turn, _still)
-            crew = Crew(board, halves, _turn, replicas=self.settings.hybrid_replicas, lost=desk.lose)
-            reporter = Reporter(board, shelf, _still, self.settings.iterations)
+            workers = WorkerGroup(registry, halves, _turn, replicas=self.settings.hybrid_replicas, lost=dispatcher.lose)
+            reporter = Reporter(registry, async_books, _still, self.settings.iterations)
             parts = Parts(
                 settings=self.settings,
-                shelf=shelf,
-                board=board,
-                crew=crew,
-                desk=self.desk,
+                async_books=async_books,
+                registry=registry,
+                workers=workers,
+                dispatcher=self.dispatcher,
                 source=PromptSource(self.prompts, self.held_out, Uniform(size=len(self.prompts), seed=7)),
                 judge=Judge(LengthReward(), lambda ids: " ".join(map(str, ids)), 0.0, judge_thread),
                 reporter=reporter,
@@ -171,7 +171,7 @@ class World:
 
             self.plug.tell, self.plug.tell_after = leave, leave_after
             master = asyncio.create_task(conductor.run())
-            crowd = [asyncio.create_task(self._work(pod, desk)) for pod in (*self.hybrid, *self.helpers)]
+            crowd = [asyncio.create_task(self._work(pod, dispatcher)) for pod in (*self.hybrid, *self.helpers)]
             try:
                 while not master.done():
                     everyone: list[asyncio.Task[Any]] = [master, *crowd]
@@ -189,11 +189,11 @@ class World:
                     task.cancel()
                 await asyncio.gather(master, *crowd, return_exceptions=True)
 
-    async def _work(self, name: str, desk: Desk) -> None:
+    async def _work(self, name: str, dispatcher: Dispatcher) -> None:
         """A worker that generates at once, and gives back half of an item first when the phase is cut."""
         held: list[WorkItem] = []
         while True:
-            pulled = await desk.pull(name, 0, self.served.get(name, 0), 4, 0.01, [item.item_id for item in held])
+            pulled = await dispatcher.pull(name, 0, self.served.get(name, 0), 4, 0.01, [item.item_id for item in held])
             held += pulled.items
             if not held:
                 continue
@@ -201,13 +201,13 @@ class World:
             if name not in (*self.hybrid, *self.helpers):
                 return  # it went with its pod
             item = held[0]
-            await desk.give(pulled.epoch, [generate(item, name, cut_after=1 if pulled.cut else 1_000_000)])
+            await dispatcher.give(pulled.epoch, [generate(item, name, cut_after=1 if pulled.cut else 1_000_000)])
             held.remove(item)
 
     def batch(self, command: Command) -> Batch:
         """What the trainer fetches."""
-        assert self.desk is not None
-        return self.desk.batch(command.epoch, command.iteration)
+        assert self.dispatcher is not None
+        return self.dispatcher.batch(command.epoch, command.iteration)
 
 
 class FakeHalf:
@@ -258,7 +258,7 @@ class FakeHalf:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "state.json").write_text(json.dumps(trainer.trained))
             case Verb.SERVE:
-                serving = codec.loads(Serving, command.argument)
+                serving = codec.loads(ServeRequest, command.argument)
                 assert serving.weights.version == command.version == trainer.version
                 owner = serving.weights.shards[0].layout.owner
                 assert self._pod in world.helpers or owner == f"{self._pod}/rank-0", "not this pod's copy"

@@ -16,11 +16,11 @@ from typing import Any
 
 from twinpod.api.environment import Environment
 from twinpod.checkpoint.fetch import Stager
-from twinpod.checkpoint.shelf import Shelf
+from twinpod.checkpoint.shard_offers import ShardOffers
 from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine
 from twinpod.records import codec
 from twinpod.records.life import Command, LifeCycle, Reply, Verb
-from twinpod.records.weights import Serving, ShardSource, WeightVersion
+from twinpod.records.weights import ServeRequest, ShardSource, WeightVersion
 from twinpod.testing.carriers import FakeCarrier
 from twinpod_sidecar.children import Children, ChildSpec, children_of
 from twinpod_sidecar.inference import InferenceHalf
@@ -124,8 +124,8 @@ class InferenceBench:
             start_timeout_s=20.0,
         )
         self.carrier = FakeCarrier()
-        self.shelf = Shelf()
-        stager = Stager(folder / "shm", "localhost:7402", self.carrier, self.shelf)
+        self.offers = ShardOffers()
+        stager = Stager(folder / "shm", "localhost:7402", self.carrier, self.offers)
         self.half = InferenceHalf(self.settings, self.kind, Children(), stager, self.news.tell)
 
     async def __aenter__(self) -> InferenceBench:
@@ -149,7 +149,7 @@ class InferenceBench:
         self, version: WeightVersion, number: int = 0, sources: tuple[ShardSource, ...] = (), **more: Any
     ) -> Reply:
         """Order SERVE of a version and wait."""
-        argument = codec.dumps(Serving(weights=version, sources=sources))
+        argument = codec.dumps(ServeRequest(weights=version, sources=sources))
         return await self.do(order(Verb.SERVE, number, argument=argument, **more))
 
 
@@ -161,8 +161,8 @@ class TrainingBench:
         variables = {"TWINPOD_LINK": link, "TWINPOD_ATTEMPT": str(attempt), "TWINPOD_TLS": str(folder / "tls")}
         ranks = module(FAKE_RANKS, folder, variables)
         self.settings = TrainingSettings(half=half_settings(folder), ranks=ranks)
-        self.shelf = Shelf()
-        self.half = TrainingHalf(self.settings, Children(), self.shelf, self.news.tell)
+        self.offers = ShardOffers()
+        self.half = TrainingHalf(self.settings, Children(), self.offers, self.news.tell)
 
 
 def processes(word: str) -> list[int]:

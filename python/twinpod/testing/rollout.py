@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 from twinpod.errors import EngineFault, StaleEpoch
-from twinpod.records.rollout import WorkItem, WorkResult
-from twinpod.rollout.ports import EngineOutput, EngineRequest, Finish, Pull, Pulled, Serving
+from twinpod.records.rollout import PullRequest, WorkBatch, WorkItem, WorkResult
+from twinpod.rollout.ports import EngineEndpoint, EngineOutput, EngineRequest, Finish
 
 __all__ = ["FakeEngine", "FakeMaster", "FakeSource"]
 
@@ -123,19 +123,19 @@ class FakeSource:
             self._starts += 1
             self._changed.notify_all()
 
-    def current(self) -> Serving | None:
+    def current(self) -> EngineEndpoint | None:
         """See EngineSource."""
         if self._engine is None:
             return None
-        return Serving(url=f"fake://{self._starts}", api_key="", version=self._engine.version)
+        return EngineEndpoint(url=f"fake://{self._starts}", api_key="", version=self._engine.version)
 
-    async def changed(self, old: Serving | None) -> Serving | None:
+    async def changed(self, old: EngineEndpoint | None) -> EngineEndpoint | None:
         """See EngineSource."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.current() != old)
         return self.current()
 
-    def connect(self, serving: Serving) -> FakeEngine:
+    def connect(self, serving: EngineEndpoint) -> FakeEngine:
         """See EngineSource."""
         assert self._engine is not None
         self.connected.append(self._engine)
@@ -150,7 +150,7 @@ class FakeMaster:
         self.free = list(items)
         self.given: dict[str, tuple[str, WorkItem]] = {}  # item id: worker, item
         self.results: list[WorkResult] = []
-        self.pulls: list[Pull] = []
+        self.pulls: list[PullRequest] = []
         self._changed = asyncio.Condition()
 
     async def change(self, *, items: Sequence[WorkItem] = (), cut: bool = False, epoch: int | None = None) -> None:
@@ -166,7 +166,7 @@ class FakeMaster:
             await self._changed.wait_for(lambda: len(self.results) >= count)
         return self.results
 
-    async def pull(self, pull: Pull) -> Pulled:
+    async def pull(self, pull: PullRequest) -> WorkBatch:
         """See MasterPort."""
         self.pulls.append(pull)
         lost = [key for key, (worker, _) in self.given.items() if worker == pull.worker and key not in pull.holding]
@@ -181,7 +181,7 @@ class FakeMaster:
         for item in items:
             self.free.remove(item)
             self.given[item.item_id] = (pull.worker, item)
-        return Pulled(epoch=self.epoch, iteration=1, version=self.version, cut=self.cut, items=items)
+        return WorkBatch(epoch=self.epoch, iteration=1, version=self.version, cut=self.cut, items=items)
 
     async def give(self, epoch: int, results: Sequence[WorkResult]) -> None:
         """See MasterPort."""
@@ -191,7 +191,7 @@ class FakeMaster:
             self.results.extend(result for result in results if self.given.pop(result.item_id, None))
             self._changed.notify_all()
 
-    def _fitting(self, pull: Pull) -> list[WorkItem]:
+    def _fitting(self, pull: PullRequest) -> list[WorkItem]:
         items, room = [], pull.capacity
         for item in self.free:
             if len(item.trajectories) <= room and not self.cut:

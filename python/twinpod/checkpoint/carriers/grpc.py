@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from twinpod.checkpoint.shelf import Shelf
+from twinpod.checkpoint.shard_offers import ShardOffers
 from twinpod.records import codec
 from twinpod.records.weights import ShardRequest
 from twinpod.rpc import errors
@@ -63,19 +63,19 @@ class GrpcCarrier:
 
 
 class _Shards:
-    """The service over a shelf."""
+    """The service over what the half offers."""
 
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
+    def __init__(self, offers: ShardOffers) -> None:
+        self._offers = offers
 
     async def fetch(self, request: bytes, _context: Any) -> AsyncGenerator[bytes, None]:
         """A TwinpodError goes to the caller as itself (see `rpc.channel`)."""
-        async for message in self._shelf.read(codec.loads(ShardRequest, request.decode())):
+        async for message in self._offers.read(codec.loads(ShardRequest, request.decode())):
             yield message
 
 
-def shard_service(shelf: Shelf) -> grpc.GenericRpcHandler[Any, Any]:
-    """What `rpc.channel.serve` is given to serve a shelf."""
+def shard_service(offers: ShardOffers) -> grpc.GenericRpcHandler[Any, Any]:
+    """What `rpc.channel.serve` is given to serve what a half offers."""
     return grpc.method_handlers_generic_handler(
-        SERVICE, {METHOD: grpc.unary_stream_rpc_method_handler(_Shards(shelf).fetch)}
+        SERVICE, {METHOD: grpc.unary_stream_rpc_method_handler(_Shards(offers).fetch)}
     )

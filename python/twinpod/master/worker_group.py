@@ -1,7 +1,7 @@
-"""The halves as one crew: who they are, and the orders that all of them get.
+"""The halves as one workers: who they are, and the orders that all of them get.
 
 A hybrid pod has both halves; its failure fails the run. A pod with an inference half alone helps (RolloutPool): it may
-come and go in any phase, what goes wrong with it is logged and tried again, and nobody waits for it (`recruits`). The
+come and go in any phase, what goes wrong with it is logged and tried again, and nobody waits for it (`elastic`). The
 trainer's ranks are reached through the lead, the training half of the first hybrid pod; the other training halves
 follow.
 """
@@ -14,25 +14,25 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from twinpod.errors import Unreachable
-from twinpod.master.board import Board, Pause
 from twinpod.master.copies import Copies
+from twinpod.master.elastic import SERVE_S, ElasticEngines, leniently, serve_order
 from twinpod.master.halves import Halves, Order, gather
-from twinpod.master.recruits import SERVE_S, Recruits, leniently, serve_order
+from twinpod.master.registry import Pause, Registry
 from twinpod.records.life import HalfKind, HalfStatus, Reply, Verb
 
 LOOK_S = 0.5  # between two looks for members at the start
 FAREWELL_S = 2.0  # for helping pods to hear that the run is over
 
 
-class Crew:
-    """Life: as long as the master; `gather` first. It is the desk's roster too: who takes part in a phase.
+class WorkerGroup:
+    """Life: as long as the master; `gather` first. It is the dispatcher's roster too: who takes part in a phase.
 
     lost: told of each helping pod that is a member no more.
     """
 
     def __init__(
         self,
-        board: Board,
+        registry: Registry,
         halves: Halves,
         pause: Pause,
         *,
@@ -40,21 +40,21 @@ class Crew:
         lost: Callable[[str], None] = lambda pod: None,
         gather_s: float = 900.0,
     ) -> None:
-        self._board, self._halves, self._pause = board, halves, pause
+        self._registry, self._halves, self._pause = registry, halves, pause
         self._replicas, self._gather_s = replicas, gather_s
         self._lead: HalfStatus | None = None
         self._hybrid: frozenset[str] = frozenset()
         self._last: dict[str, HalfStatus] = {}  # inference halves of hybrid pods, as last seen
-        self._recruits = Recruits(board, halves, pause, lost)
+        self._elastic = ElasticEngines(registry, halves, pause, lost)
 
     @property
     def engines(self) -> int:
         """How many engines share the work of this phase."""
-        return max(1, len(self._hybrid)) + len(self._recruits.sworn)
+        return max(1, len(self._hybrid)) + len(self._elastic.serving)
 
     def takes_part(self, pod: str) -> bool:
         """Whether a pod's worker may be given work: its half told this master that it serves the phase's version."""
-        return pod in self._hybrid or pod in self._recruits.sworn
+        return pod in self._hybrid or pod in self._elastic.serving
 
     def is_awaited(self, pod: str) -> bool:
         """Whether the end of a phase waits for what the pod was cut in."""
@@ -75,7 +75,7 @@ class Crew:
         `tell`: who is missing, in words.
         """
         for _ in range(int(self._gather_s / LOOK_S)):
-            members = await self._board.members()
+            members = await self._registry.members()
             missing = missing_halves(members, self._replicas)
             tell(missing)
             if not missing:
@@ -112,12 +112,12 @@ class Crew:
         Returns the seconds that verifying and loading took, by the slowest.
         """
         replies = await self._all(lambda member: serve_order(member, copies, iteration))
-        self._recruits.hybrid_ready = True
+        self._elastic.hybrid_ready = True
         return max((loading_seconds(reply) for reply in replies), default=0.0)
 
     def helped(self, copies: Copies, iteration: int) -> AbstractAsyncContextManager[None]:
         """Within the block, helping pods take the version and join, and engines that come back take it again."""
-        return self._recruits.at_work(copies, iteration, self._hybrid)
+        return self._elastic.at_work(copies, iteration, self._hybrid)
 
     async def rest(self, iteration: int) -> None:
         """The rollout phase is over: engines free what the trainer needs."""
@@ -129,7 +129,7 @@ class Crew:
         order = Order(verb=Verb.EXIT, iteration=iteration, deadline_s=20.0)
         awaited: list[asyncio.Task[Reply | None]] = []
         others: list[asyncio.Task[Reply | None]] = []
-        for member in await self._board.members():
+        for member in await self._registry.members():
             task = asyncio.create_task(leniently(self._halves, member, order))
             (awaited if member.pod in self._hybrid else others).append(task)
         await asyncio.gather(*awaited)
@@ -141,12 +141,12 @@ class Crew:
 
     async def versions(self) -> str:
         """What the engines say they serve, in words."""
-        members = await self._board.members()
+        members = await self._registry.members()
         return ", ".join(f"{one.pod}: {one.version}" for one in members if one.kind is HalfKind.INFERENCE) or "nothing"
 
     async def _all(self, order_for: Callable[[HalfStatus], Order]) -> tuple[Reply, ...]:
         """To the inference half of every hybrid pod; the first error is raised."""
-        members = [one for one in await self._board.members() if one.kind is HalfKind.INFERENCE]
+        members = [one for one in await self._registry.members() if one.kind is HalfKind.INFERENCE]
         hybrid = [one for one in members if one.pod in self._hybrid]
         known = {one.pod for one in hybrid}
         # A lease that ran out makes a member unknown, it does not end it (design 8.6): call it where it was seen.

@@ -16,7 +16,7 @@ from twinpod.records.weights import ShardRecord, ShardRequest
 MESSAGE_BYTES = 2 << 20
 
 
-class Shelf:
+class ShardOffers:
     """Life: as long as the half. At most one version a slot of an arena. Use it in one event loop."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Shelf:
         self._offers = {place: offer for place, offer in self._offers.items() if place[1] != slot}
 
     def find(self, request: ShardRequest) -> ShardRecord:
-        """The shard asked for, or a copy of it; WrongVersion when it is not, or no more, on the shelf."""
+        """The shard asked for, or a copy of it; WrongVersion when it is not, or no more, offered."""
         matches = [
             shard
             for version, shard in self._offers.values()

@@ -93,7 +93,7 @@ class Taken:
 
 @dataclass(slots=True)
 class WorkBuffer:
-    """State of one phase. Single owner (the desk); every method takes values and returns values, `now` in seconds."""
+    """State of one phase. Single owner (the dispatcher); methods take and return values, `now` in seconds."""
 
     rules: Rules
     epoch: int

@@ -51,7 +51,7 @@ def publish(
     for stage in range(pipeline_parallel):
         mine = {name: x for name, x in tensors.items() if _stage(name, layers, pipeline_parallel) == stage}
         for rank in range(tensor_parallel):
-            owner = f"rehearsal/rank-{stage * tensor_parallel + rank}"
+            owner = f"played/rank-{stage * tensor_parallel + rank}"
             shards.append(_write(folder, owner, _cut(mine, rank, tensor_parallel), version))
     record = WeightVersion(
         version=version,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twinpod.master import books_read as read
 from twinpod.master.books import Books
-from twinpod.master.dispatch import Ended, WorkBuffer
+from twinpod.master.work_buffer import Ended, WorkBuffer
 from twinpod.records.rollout import GroupState
 from twinpod.replay.policy import choose, complete, too_old, usable
 

@@ -1,7 +1,7 @@
-"""The desk: where rollout workers ask for work and hand it in. It runs one `WorkBuffer` at a time and holds the batch
-for the trainer.
+"""The dispatcher: where rollout workers ask for work and hand it in. It runs one `WorkBuffer` at a time and
+holds the batch for the trainer.
 
-Theory of operation. `run` lays a buffer on the desk and returns when it is done. Meanwhile `pull` answers workers
+Theory of operation. `run` lays a buffer on the dispatcher and returns when it is done. Meanwhile `pull` answers workers
 (items, `cut`, or nothing after their wait) and `give` takes results: first the sink stores them, then the buffer
 learns what was new, so that nothing counts before it is durable. Whoever changes the buffer wakes the others. A
 worker says what it holds with every pull: what it should hold and does not was lost on the way and is handed out
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from twinpod.errors import EngineFault, StaleEpoch, Unreachable
-from twinpod.master.dispatch import Ended, WorkBuffer
-from twinpod.records.rollout import Group, Segment, WorkItem, WorkResult
+from twinpod.master.work_buffer import Ended, WorkBuffer
+from twinpod.records.rollout import Group, Segment, WorkBatch, WorkItem, WorkResult
 from twinpod.records.training import Batch
 
 log = logging.getLogger(__name__)
@@ -74,24 +74,13 @@ class OpenRoster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long the desk waits, in seconds."""
+    """How long the dispatcher waits, in seconds."""
 
     silent_worker_s: float = 45.0  # longer than a worker's longest pull
     cut_s: float = 60.0  # to give back what was cut
     helper_cut_s: float = 3.0  # the same, for workers that nobody waits for
     stall_s: float = 900.0  # without any result while work is to be done
     tick_s: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pulled:
-    """Answer to a pull."""
-
-    epoch: int
-    iteration: int
-    version: int
-    cut: bool
-    items: tuple[WorkItem, ...]
 
 
 @dataclass(slots=True)
@@ -102,7 +91,7 @@ class _Phase:
     last_result: float
 
 
-class Desk:
+class Dispatcher:
     """Life: as long as the master; `epoch` is set once it is known. One phase at a time."""
 
     def __init__(self, clock: Callable[[], float], patience: Patience | None = None) -> None:
@@ -180,7 +169,7 @@ class Desk:
 
     async def pull(
         self, worker: str, epoch: int, version: int, capacity: int, wait_s: float, holding: Sequence[str]
-    ) -> Pulled:
+    ) -> WorkBatch:
         """Answer a worker within `wait_s` seconds. StaleEpoch when the worker has seen a newer master than us."""
         if epoch > self.epoch > 0:
             raise StaleEpoch(f"worker {worker} has seen epoch {epoch}, this is epoch {self.epoch}", where="master")
@@ -237,7 +226,7 @@ class Desk:
             raise Unreachable(f"there is no batch of iteration {iteration} now", where="master")
         return self._batch
 
-    async def _answer(self, worker: str, version: int, capacity: int) -> Pulled | None:
+    async def _answer(self, worker: str, version: int, capacity: int) -> WorkBatch | None:
         phase = self._phase
         if phase is None:
             return None
@@ -254,9 +243,9 @@ class Desk:
         items = buffer.take(worker, capacity, phase.roster.engines, self._clock())
         return self._pulled(cut=False, items=items) if items else None
 
-    def _pulled(self, *, cut: bool, items: tuple[WorkItem, ...]) -> Pulled:
+    def _pulled(self, *, cut: bool, items: tuple[WorkItem, ...]) -> WorkBatch:
         version = self._phase.buffer.version if self._phase else 0
-        return Pulled(epoch=self.epoch, iteration=self._iteration, version=version, cut=cut, items=items)
+        return WorkBatch(epoch=self.epoch, iteration=self._iteration, version=version, cut=cut, items=items)
 
     def _wake(self) -> None:
         self._changed.set()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from twinpod.master.dispatch import Rules, WorkBuffer
+from twinpod.master.work_buffer import Rules, WorkBuffer
 from twinpod.records.rollout import Group, GroupState, Segment, Stop, Trajectory, WorkItem, WorkResult
 from twinpod.testing.small_run import generate, prompts, settings
 

@@ -25,7 +25,7 @@ Pause = Callable[[float], Awaitable[None]]
 RETRY_S = 1.0
 
 
-class Board:
+class Registry:
     """Life: as long as the master.
 
     `away` is called with a line when etcd stops answering, and with "" when it is back.
