@@ -120,3 +120,11 @@ def test_no_committed_file_names_this_machine_or_a_package_registry() -> None:
         if hits := [found_at.group(0) for found_at in PLACES.finditer(text)]:
             found[str(path.relative_to(TOP))] = hits
     assert found == {}
+
+
+def test_the_glossary_has_fewer_than_ten_words_and_the_code_uses_each() -> None:
+    table = (TOP / "CONTRIBUTING.md").read_text().split("## Glossary", 1)[1]
+    words = [row.split("|")[1].strip() for row in table.splitlines() if row.startswith("| ")][1:]
+    assert 0 < len(words) < 10
+    sources = "\n".join(path.read_text() for path in tracked("*.py") if "tests" not in path.parts)
+    assert [word for word in words if word not in sources] == []
