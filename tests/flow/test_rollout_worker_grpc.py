@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import PullRequest, Resumption, SamplingSettings, Stop, WorkItem
 from twinpod.rollout.__main__ import GrpcMaster
 from twinpod.rollout.engine_file import EngineFile
@@ -33,8 +34,8 @@ def item(number: int, k: int = 16) -> WorkItem:
         item_id=f"1/1/{number}",
         group_id=number,
         version=3,
-        prompt_tokens=(40 + number, 2),
-        trajectories=tuple(Resumption(trajectory_id=number * 100 + n, index=0, tokens=()) for n in range(k)),
+        prompt_tokens=TokenIds((40 + number, 2)),
+        trajectories=tuple(Resumption(trajectory_id=number * 100 + n, index=0, tokens=TokenIds()) for n in range(k)),
         sampling=SETTINGS,
         seed=0,
     )
@@ -107,7 +108,7 @@ async def test_work_goes_over_the_wire_and_comes_back_whole(tls, tmp_path):
     await server.stop()
     segments = [segment for result in results for segment in result.segments]
     assert sorted(s.trajectory_id for s in segments) == [n * 100 + k for n in range(8) for k in range(16)]
-    assert {(s.tokens[0] - 40 == s.trajectory_id // 100, s.logps, s.stop, s.version) for s in segments} == {
+    assert {(s.tokens[0] - 40 == s.trajectory_id // 100, tuple(s.logps), s.stop, s.version) for s in segments} == {
         (True, (-0.5, -0.5, -0.5), Stop.EOS, 3)
     }
 
@@ -123,7 +124,7 @@ async def test_a_master_that_goes_away_gets_the_results_when_it_is_back(tls, tmp
         await engine.allow(99)
         server = await serve([Service(master)], f"127.0.0.1:{server.port}", tls)
         results = await asyncio.wait_for(master.returned(2), 20)
-        assert {s.tokens for r in results for s in r.segments} == {(5, 6, 7, 1)}
+        assert {tuple(s.tokens) for r in results for s in r.segments} == {(5, 6, 7, 1)}
         assert len(engine.requests) == 32
         await master.change(items=[item(2)])
         await asyncio.wait_for(master.returned(3), 20)
@@ -140,7 +141,7 @@ async def test_a_cut_and_the_next_version(tls, tmp_path):
         await until(lambda: len(engine.requests) == 16)
         await master.change(cut=True)
         (result,) = await asyncio.wait_for(master.returned(1), 10)
-        assert {(s.tokens, s.stop) for s in result.segments} == {((5, 6), Stop.CUT)}
+        assert {(tuple(s.tokens), s.stop) for s in result.segments} == {((5, 6), Stop.CUT)}
         file.unlink()
         await master.change(cut=False)
         pulls = len(master.pulls)

@@ -12,7 +12,8 @@ from twinpod.errors import EnvironmentFault, InputError, StaleEpoch
 from twinpod.master import books_read as read
 from twinpod.master.books import FILE, Books, Identity, Scored
 from twinpod.master.inspect import from_json, inspect, to_json
-from twinpod.records.rollout import Group, GroupState, Segment, Stop
+from twinpod.records.arrays import LogProbs, TokenIds
+from twinpod.records.rollout import Group, GroupState, Segment, SegmentKind, Stop
 from twinpod.testing.small_run import prompts, record
 
 IDENTITY = Identity(job="j", fields={"spec.seed": "0", "spec.model": "{}"})
@@ -37,8 +38,8 @@ def segment(one: int, index: int = 0, *, version: int = 1, count: int = 2, stop:
         trajectory_id=one,
         index=index,
         version=version,
-        tokens=tuple(range(count)),
-        logps=(-0.5,) * count,
+        tokens=TokenIds(range(count)),
+        logps=LogProbs((-0.5,) * count),
         stop=stop,
         pod="w",
     )
@@ -101,9 +102,19 @@ def test_what_was_stored_reads_back_bit_for_bit(books: Books) -> None:
     (group,) = begin(books, 3)
     one = group.trajectories[1].trajectory_id
     sent = segment(one, stop=Stop.BUDGET)
-    books.store([sent], 1)
+    given = Segment(
+        trajectory_id=one,
+        index=1,
+        version=1,
+        tokens=TokenIds((8, 9)),
+        logps=LogProbs(),
+        stop=Stop.CUT,
+        pod="",
+        kind=SegmentKind.GIVEN,
+    )
+    books.store([sent, given], 1)
     (found,) = read.groups_in(books.connection, (GroupState.OPEN,))
-    assert found.trajectories[1].segments == (sent,)
+    assert found.trajectories[1].segments == (sent, given)
     assert found.prompt == group.prompt
 
 
@@ -198,11 +209,12 @@ def test_a_folder_of_another_job_is_refused_by_the_field_that_differs(tmp_path: 
         Books.open(tmp_path, Identity(job="j", fields={"spec.seed": "1", "spec.model": "{}"}))
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [1, 99])
+def test_another_schema_is_refused(tmp_path: Path, schema: int) -> None:
     begun(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE) as db:
-        db.execute("PRAGMA user_version = 99")
-    with pytest.raises(InputError, match="schema 99"):
+        db.execute(f"PRAGMA user_version = {schema}")
+    with pytest.raises(InputError, match=f"schema {schema}"):
         Books.open(tmp_path, IDENTITY)
 
 

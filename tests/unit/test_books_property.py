@@ -134,5 +134,7 @@ def test_nothing_is_lost_or_done_twice(acts: list[tuple[int, int]]) -> None:
         for group in read.groups_in(run.books.connection, (GroupState.TRAINED,)):
             for one in group.trajectories:
                 assert one.terminal
-                assert one.tokens[:-1] == tuple(10 + (one.trajectory_id + n) % 90 for n in range(len(one.tokens) - 1))
+                assert tuple(one.tokens[:-1]) == tuple(
+                    10 + (one.trajectory_id + n) % 90 for n in range(len(one.tokens) - 1)
+                )
         run.books.close()

@@ -10,14 +10,25 @@ from hypothesis import strategies as st
 
 from twinpod.errors import ProtocolError
 from twinpod.records import codec
-from twinpod.records.life import HalfKind, HalfStatus
-from twinpod.records.rollout import Segment, Stop
+from twinpod.records.life import Command, HalfKind, HalfStatus, Verb
+from twinpod.records.rollout import Stop
+from twinpod.records.training import TrainSettings
 from twinpod.records.weights import ShardLayout, TensorPart
 
 PART = TensorPart(name="w", dtype="F32", shape=(2, 3), full_shape=(4, 3), axis=0, start=2, offset=256, nbytes=24)
 LAYOUT = ShardLayout(owner="hybrid-0/rank-1", slot_bytes=4096, parts=(PART,))
-SEGMENT = Segment(
-    trajectory_id=7, index=1, version=3, tokens=(4, 5), logps=(-0.5, -1.0), stop=Stop.CUT, pod="x-hybrid-0"
+COMMAND = Command(key="1/2", verb=Verb.TRAIN, epoch=1, iteration=2, version=3, argument="", deadline_s=0.5)
+SETTINGS = TrainSettings(
+    learning_rate=1e-6,
+    betas=(0.9, 0.95),
+    weight_decay=0.0,
+    eps=1e-8,
+    tau=0.1,
+    temperature=1.0,
+    mask="all",
+    steps=1,
+    clip_grad=1.0,
+    micro_batch_tokens=512,
 )
 STATUS = HalfStatus(
     pod="x-hybrid-0",
@@ -32,7 +43,7 @@ STATUS = HalfStatus(
 )
 
 
-@pytest.mark.parametrize("record", [PART, LAYOUT, SEGMENT, STATUS], ids=lambda record: type(record).__name__)
+@pytest.mark.parametrize("record", [PART, LAYOUT, COMMAND, SETTINGS, STATUS], ids=lambda record: type(record).__name__)
 def test_a_record_comes_back_equal(record: object) -> None:
     assert codec.loads(type(record), codec.dumps(record)) == record
 
@@ -60,7 +71,7 @@ def test_a_missing_field_is_named() -> None:
 
 def test_an_unknown_word_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ProtocolError, match="'finished' is not one of"):
-        codec.loads(Segment, json.dumps(codec.plain(SEGMENT) | {"stop": "finished"}))
+        codec.loads(Command, json.dumps(codec.plain(COMMAND) | {"verb": "finished"}))
 
 
 @given(
@@ -69,10 +80,10 @@ def test_an_unknown_word_is_answered_with_the_known_ones() -> None:
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
         max_leaves=6,
     ),
-    st.sampled_from(["name", "shape", "axis", "nbytes", "part", "state", "tokens", "logps"]),
+    st.sampled_from(["name", "shape", "axis", "nbytes", "part", "state", "verb", "betas", "tau"]),
 )
 def test_the_quick_way_and_the_slow_way_read_the_same(value: object, field: str) -> None:
-    for record in (PART, LAYOUT, SEGMENT, STATUS):
+    for record in (PART, LAYOUT, COMMAND, SETTINGS, STATUS):
         content = codec.plain(record)
         if field in content:
             content[field] = value

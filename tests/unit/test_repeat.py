@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twinpod.records.arrays import TokenIds
 from twinpod.rollout.repeat import Repeat, find
 
 TABLE = [
@@ -31,7 +32,7 @@ TABLE = [
     ("tokens", "ngram", "count", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
 )
 def test_a_repeat_is_one_block_over_and_over(tokens, ngram, count, expected):
-    found = find(tokens, ngram=ngram, count=count)
+    found = find(TokenIds(tokens), ngram=ngram, count=count)
     assert found == (None if expected is None else Repeat(start=expected[0], end=expected[1], period=expected[2]))
 
 
@@ -52,14 +53,14 @@ def _by_definition(tokens: list[int], ngram: int, count: int, since: int) -> Rep
     since=st.integers(0, 40),
 )
 def test_it_finds_what_the_definition_says(tokens, ngram, count, since):
-    assert find(tokens, ngram=ngram, count=count, since=since) == _by_definition(tokens, ngram, count, since)
+    assert find(TokenIds(tokens), ngram=ngram, count=count, since=since) == _by_definition(tokens, ngram, count, since)
 
 
 @given(tokens=st.lists(st.integers(0, 1), max_size=40), ngram=st.integers(1, 3), every=st.integers(1, 9))
 def test_where_it_cuts_does_not_depend_on_when_somebody_looks(tokens, ngram, every):
     looked = None
     for upto in range(every, len(tokens) + every, every):
-        looked = find(tokens[:upto], ngram=ngram, count=2, since=max(0, upto - every))
+        looked = find(TokenIds(tokens[:upto]), ngram=ngram, count=2, since=max(0, upto - every))
         if looked:
             break
-    assert looked == find(tokens, ngram=ngram, count=2)
+    assert looked == find(TokenIds(tokens), ngram=ngram, count=2)

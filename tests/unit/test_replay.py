@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from twinpod.errors import InputError
+from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Stop, Trajectory
 from twinpod.replay.baseline import Baseline, advantages
 from twinpod.replay.policy import Held, build_batch, choose, complete, too_old, usable
 
-PROMPT = Prompt(prompt_id=1, text="p", answer="a", difficulty=0.0, tokens=(2, 3))
+PROMPT = Prompt(prompt_id=1, text="p", answer="a", difficulty=0.0, tokens=TokenIds((2, 3)))
 
 
 def held(number: int, *, born: int = 1, scored: int = 4, masked: int = 0) -> Held:
@@ -70,9 +71,23 @@ def test_a_baseline_without_rewards_or_with_tau_zero_is_refused() -> None:
 def test_a_batch_carries_one_version_a_token_and_leaves_masked_trajectories_out() -> None:
     def chain(one: int, reward: float | None) -> Trajectory:
         first = Segment(
-            trajectory_id=one, index=0, version=4, tokens=(7, 8), logps=(-1.0, -2.0), stop=Stop.CUT, pod="w"
+            trajectory_id=one,
+            index=0,
+            version=4,
+            tokens=TokenIds((7, 8)),
+            logps=LogProbs((-1.0, -2.0)),
+            stop=Stop.CUT,
+            pod="w",
         )
-        last = Segment(trajectory_id=one, index=1, version=5, tokens=(1,), logps=(-3.0,), stop=Stop.EOS, pod="w")
+        last = Segment(
+            trajectory_id=one,
+            index=1,
+            version=5,
+            tokens=TokenIds((1,)),
+            logps=LogProbs((-3.0,)),
+            stop=Stop.EOS,
+            pod="w",
+        )
         return Trajectory(trajectory_id=one, group_id=1, segments=(first, last), reward=reward)
 
     trajectories = (chain(3, 1.0), chain(4, None), chain(5, 0.0))

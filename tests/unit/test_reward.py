@@ -8,6 +8,7 @@ import pytest
 
 from twinpod.api.types import RewardSpec
 from twinpod.errors import InputError
+from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Prompt
 from twinpod.reward.choose import choose
 from twinpod.reward.port import RewardPort, Verdict
@@ -15,7 +16,7 @@ from twinpod.reward.prefix import prefix_share
 
 
 def prompt(answer: str) -> Prompt:
-    return Prompt(prompt_id=3, text="?", answer=answer, difficulty=0.0, tokens=(2,))
+    return Prompt(prompt_id=3, text="?", answer=answer, difficulty=0.0, tokens=TokenIds((2,)))
 
 
 PREFIX = [

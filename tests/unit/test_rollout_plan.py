@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinpod.errors import EngineFault, ProtocolError, WrongVersion
+from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.rollout import Resumption, SamplingSettings, Stop, WorkItem
 from twinpod.rollout import plan
 from twinpod.rollout.ports import EngineOutput, Finish
@@ -21,12 +22,14 @@ SETTINGS = SamplingSettings(
 
 
 def item(*done: tuple[int, ...], **changes: object) -> WorkItem:
-    trajectories = tuple(Resumption(trajectory_id=10 + n, index=int(bool(t)), tokens=t) for n, t in enumerate(done))
+    trajectories = tuple(
+        Resumption(trajectory_id=10 + n, index=int(bool(t)), tokens=TokenIds(t)) for n, t in enumerate(done)
+    )
     return WorkItem(
         item_id="1/2/3",
         group_id=5,
         version=7,
-        prompt_tokens=(40, 41),
+        prompt_tokens=TokenIds((40, 41)),
         trajectories=trajectories,
         sampling=replace(SETTINGS, **changes),
         seed=0,
@@ -35,20 +38,20 @@ def item(*done: tuple[int, ...], **changes: object) -> WorkItem:
 
 def output(tokens: tuple[int, ...], finish: Finish, version: int = 7) -> EngineOutput:
     return EngineOutput(
-        name="1/2/3#0;", tokens=tokens, logps=tuple(-float(t) for t in tokens), finish=finish, version=version
+        name="1/2/3#0;", tokens=TokenIds(tokens), logps=LogProbs([-t for t in tokens]), finish=finish, version=version
     )
 
 
 def test_a_fresh_group_is_one_request_a_trajectory_with_the_same_prompt():
     requests = plan.requests(item((), ()))
     assert [r.name for r in requests] == ["1/2/3#0;", "1/2/3#1;"]
-    assert {r.tokens for r in requests} == {(40, 41)}
+    assert {r.tokens for r in requests} == {TokenIds((40, 41))}
     assert {(r.max_new_tokens, r.temperature, r.top_p, r.stop_token_ids) for r in requests} == {(4, 0.7, 0.9, (EOS,))}
 
 
 def test_a_resumed_trajectory_goes_on_from_what_it_has_with_what_is_left():
     (request,) = plan.requests(item((8, 9, 8, 9)))
-    assert (request.tokens, request.max_new_tokens) == ((40, 41, 8, 9, 8, 9), 2)
+    assert (tuple(request.tokens), request.max_new_tokens) == ((40, 41, 8, 9, 8, 9), 2)
 
 
 def test_no_name_is_the_beginning_of_another():
@@ -79,7 +82,7 @@ STOPS = [
 def test_why_a_segment_ended(done, tokens, finish, stop):
     segment = plan.segment(item(done), 0, output(tokens, finish), "pod-a")
     assert segment is not None
-    assert (segment.stop, segment.tokens, segment.logps) == (stop, tokens, tuple(-float(t) for t in tokens))
+    assert (segment.stop, tuple(segment.tokens), tuple(segment.logps)) == (stop, tokens, tuple(-t for t in tokens))
     assert (segment.trajectory_id, segment.index, segment.version, segment.pod) == (10, int(bool(done)), 7, "pod-a")
 
 
@@ -99,14 +102,14 @@ def test_a_repeat_ends_the_answer_whatever_the_engine_saw(done, tokens, kept):
     work = item(done, repeat_ngram=2, repeat_count=2)
     segment = plan.segment(work, 0, output(tokens, Finish.ABORT), "p")
     assert segment is not None
-    assert (segment.stop, segment.tokens, len(segment.logps)) == (Stop.REPEAT, kept, len(kept))
+    assert (segment.stop, tuple(segment.tokens), len(segment.logps)) == (Stop.REPEAT, kept, len(kept))
 
 
 def test_a_repeat_before_the_stop_token_wins_over_it():
     work = item((), repeat_ngram=1, repeat_count=3)
     segment = plan.segment(work, 0, output((5, 5, 5, EOS), Finish.STOP), "p")
     assert segment is not None
-    assert (segment.stop, segment.tokens) == (Stop.REPEAT, (5, 5, 5))
+    assert (segment.stop, tuple(segment.tokens)) == (Stop.REPEAT, (5, 5, 5))
 
 
 REFUSED = [
@@ -114,7 +117,7 @@ REFUSED = [
     ("several weights", output((5, EOS), Finish.STOP, version=-1), WrongVersion, "asked for weights 7"),
     ("more tokens than asked for", output((5, 5, 5, 5, 5), Finish.LENGTH), ProtocolError, "more than asked for"),
     ("a stop without a stop token", output((5, 5), Finish.STOP), ProtocolError, "no stop token"),
-    ("log-probs missing", replace(output((5, EOS), Finish.STOP), logps=(0.0,)), ProtocolError, "1 log-probs"),
+    ("log-probs missing", replace(output((5, EOS), Finish.STOP), logps=LogProbs((0.0,))), ProtocolError, "1 log-probs"),
     ("an engine's refusal", replace(output((), Finish.FAILED), message="too long"), EngineFault, "too long"),
 ]
 
@@ -129,7 +132,7 @@ def test_an_item_is_refused_before_it_costs_anything():
     assert plan.refusal(item(()), 7) == ""
     assert plan.refusal(item(()), 8) == "wants weights 7, the engine serves 8"
     assert "[11]" in plan.refusal(item((), (5,) * 6), 7)
-    assert "empty prompt" in plan.refusal(replace(item(()), prompt_tokens=()), 7)
+    assert "empty prompt" in plan.refusal(replace(item(()), prompt_tokens=TokenIds()), 7)
 
 
 @given(
@@ -139,5 +142,5 @@ def test_an_item_is_refused_before_it_costs_anything():
 )
 def test_looking_again_from_where_one_looked_before_finds_the_same_repeat(before, tokens, seen):
     work = item(tuple(before), repeat_ngram=2, repeat_count=3)
-    whole = find((*before, *tokens), ngram=2, count=3, since=len(before) + seen)
-    assert plan.repeats(work, 0, tokens, seen) == (whole and whole.end - len(before))
+    whole = find(TokenIds((*before, *tokens)), ngram=2, count=3, since=len(before) + seen)
+    assert plan.repeats(work, 0, TokenIds(tokens), seen) == (whole and whole.end - len(before))

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from twinpod.errors import EngineFault, ProtocolError, TwinpodError, Unreachable
+from twinpod.records.arrays import TokenIds
 from twinpod.rollout.engine_file import EngineFile
 from twinpod.rollout.ports import EngineEndpoint, EngineRequest, Finish
 from twinpod.rollout.sglang_stream import SGLangStream
@@ -42,12 +43,18 @@ def stream(*events: object, status: int = 200) -> tuple[SGLangStream, list[httpx
 
 
 REQUEST = EngineRequest(
-    name="i#0;", tokens=(4, 5), max_new_tokens=3, temperature=0.5, top_p=0.9, stop_token_ids=(1,), report_every=0
+    name="i#0;",
+    tokens=TokenIds((4, 5)),
+    max_new_tokens=3,
+    temperature=0.5,
+    top_p=0.9,
+    stop_token_ids=(1,),
+    report_every=0,
 )
 
 
 async def read(engine: SGLangStream) -> list[tuple[Finish, tuple[int, ...], int]]:
-    return [(o.finish, o.tokens, o.version) async for o in engine.generate([REQUEST])]
+    return [(o.finish, tuple(o.tokens), o.version) async for o in engine.generate([REQUEST])]
 
 
 async def test_a_request_says_everything_that_the_engine_must_know():

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from twinpod.errors import ProtocolError, Unreachable
+from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import PullRequest, Resumption, SamplingSettings, Stop, WorkBatch, WorkItem, WorkResult
 from twinpod.rollout.ports import EngineOutput, EngineRequest
 from twinpod.rollout.worker import Worker, WorkerSettings
@@ -29,8 +30,10 @@ def item(number: int, k: int = 2, *, version: int = 1, **changes: object) -> Wor
         item_id=f"1/1/{number}",
         group_id=number,
         version=version,
-        prompt_tokens=(40 + number,),
-        trajectories=tuple(Resumption(trajectory_id=number * 100 + place, index=0, tokens=()) for place in range(k)),
+        prompt_tokens=TokenIds((40 + number,)),
+        trajectories=tuple(
+            Resumption(trajectory_id=number * 100 + place, index=0, tokens=TokenIds()) for place in range(k)
+        ),
         sampling=replace(SETTINGS, **changes),
         seed=0,
     )
@@ -70,7 +73,7 @@ async def test_items_become_segments_once_each():
     async with working(master, FakeSource(engine)):
         results = await master.returned(20)
     assert trajectories(results) == [n * 100 + place for n in range(20) for place in range(3)]
-    assert {(s.tokens[1:], s.stop, s.version, s.pod) for r in results for s in r.segments} == {
+    assert {(tuple(s.tokens[1:]), s.stop, s.version, s.pod) for r in results for s in r.segments} == {
         ((5, 6, 7, EOS), Stop.EOS, 1, "a")
     }
     assert {(r.failed, r.refused_versions) for r in results} == {("", 0)}
@@ -95,7 +98,7 @@ async def test_a_cut_gives_back_what_there_is_and_no_token_twice():
         await master.change(cut=True)
         results = await master.returned(2)
     assert trajectories(results) == [0, 1, 100, 101]
-    assert {(s.tokens[1:], s.stop) for r in results for s in r.segments} == {((5, 6), Stop.CUT)}
+    assert {(tuple(s.tokens[1:]), s.stop) for r in results for s in r.segments} == {((5, 6), Stop.CUT)}
     assert engine.aborts >= 1
 
 
@@ -164,7 +167,7 @@ async def test_a_repeating_answer_is_stopped_while_it_is_generated():
     loops._output = lambda r, tokens, f: (made.append(len(tokens)), plain(r, tokens, f))[1]  # type: ignore[method-assign]
     async with working(master, FakeSource(loops)):
         (result,) = await master.returned(1)
-    assert [(s.tokens, s.stop) for s in result.segments] == [((5, 6) * 4, Stop.REPEAT)]
+    assert [(tuple(s.tokens), s.stop) for s in result.segments] == [((5, 6) * 4, Stop.REPEAT)]
     assert max(made) < 200
 
 

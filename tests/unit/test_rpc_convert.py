@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from twinpod.errors import ProtocolError
+from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.life import Command, HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.rollout import Resumption, SamplingSettings, Segment, Stop, WorkItem, WorkResult
+from twinpod.records.rollout import Resumption, SamplingSettings, Segment, SegmentKind, Stop, WorkItem, WorkResult
 from twinpod.records.training import Batch, Sample
 from twinpod.rpc import convert
 from twinpod.rpc.v1 import half_pb2, master_pb2
@@ -28,7 +29,23 @@ STATUS = HalfStatus(
     message="m",
 )
 SEGMENT = Segment(
-    trajectory_id=2**40, index=1, version=7, tokens=(1, 2), logps=(-0.5, -math.inf), stop=Stop.CUT, pod="p"
+    trajectory_id=2**40,
+    index=1,
+    version=7,
+    tokens=TokenIds((1, 2)),
+    logps=LogProbs((-0.5, -math.inf)),
+    stop=Stop.CUT,
+    pod="p",
+)
+GIVEN = Segment(
+    trajectory_id=1,
+    index=0,
+    version=0,
+    tokens=TokenIds((4,)),
+    logps=LogProbs(),
+    stop=Stop.CUT,
+    pod="",
+    kind=SegmentKind.GIVEN,
 )
 SAMPLING = SamplingSettings(
     temperature=1.0, top_p=0.5, segment_tokens=2, max_tokens=5, stop_token_ids=(1,), repeat_ngram=0, repeat_count=0
@@ -37,8 +54,11 @@ ITEM = WorkItem(
     item_id="1/2/3",
     group_id=9,
     version=7,
-    prompt_tokens=(5, 6),
-    trajectories=(Resumption(trajectory_id=1, index=0, tokens=()), Resumption(trajectory_id=2, index=1, tokens=(3,))),
+    prompt_tokens=TokenIds((5, 6)),
+    trajectories=(
+        Resumption(trajectory_id=1, index=0, tokens=TokenIds()),
+        Resumption(trajectory_id=2, index=1, tokens=TokenIds((3,))),
+    ),
     sampling=SAMPLING,
     seed=-1,
 )
@@ -61,6 +81,7 @@ SAMPLE = Sample(
         (convert.reply_to_pb, convert.reply_from_pb, REPLY),
         (convert.half_status_to_pb, convert.half_status_from_pb, STATUS),
         (convert.segment_to_pb, convert.segment_from_pb, SEGMENT),
+        (convert.segment_to_pb, convert.segment_from_pb, GIVEN),
         (convert.work_item_to_pb, convert.work_item_from_pb, ITEM),
         (convert.work_result_to_pb, convert.work_result_from_pb, RESULT),
         (convert.sample_to_pb, convert.sample_from_pb, SAMPLE),
@@ -93,8 +114,19 @@ def test_parts_of_two_batches_are_no_batch() -> None:
     [
         (convert.command_from_pb, half_pb2.Command(verb="dance"), "Command.verb: 'dance' is not one of"),
         (convert.half_status_from_pb, half_pb2.HalfStatus(kind="x"), "HalfStatus.kind: 'x'"),
-        (convert.segment_from_pb, master_pb2.Segment(stop="x"), "Segment.stop: 'x'"),
-        (convert.segment_from_pb, master_pb2.Segment(tokens=[1], pod="p"), "1 tokens but 0 log-probs"),
+        (convert.segment_from_pb, master_pb2.Segment(stop="x", kind="given"), "Segment.stop: 'x'"),
+        (convert.segment_from_pb, master_pb2.Segment(kind="x"), "Segment.kind: 'x'"),
+        (
+            convert.segment_from_pb,
+            master_pb2.Segment(tokens=b"1234", pod="p", kind="generated"),
+            "1 generated tokens but 0 log-probs",
+        ),
+        (
+            convert.segment_from_pb,
+            master_pb2.Segment(tokens=b"1234", logps=b"1234", kind="given"),
+            "1 given tokens but 1 log-probs",
+        ),
+        (convert.segment_from_pb, master_pb2.Segment(tokens=b"123"), "3 bytes are no whole number of int32"),
         (convert.sample_from_pb, master_pb2.Sample(response_tokens=[1]), "1 tokens, 0 log-probs and 0 versions"),
     ],
 )

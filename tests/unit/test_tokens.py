@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as Vocabulary
 from tokenizers import decoders, models, pre_tokenizers
 
 from twinpod.errors import InputError
+from twinpod.records.arrays import TokenIds
 from twinpod.sampling.items import Dataset, Item
 from twinpod.sampling.tokens import Tokenizer, build_prompts
 
@@ -33,14 +34,14 @@ def dataset(*prompts: str) -> Dataset:
 
 def test_text_comes_back_and_ends_at_the_first_stop(tmp_path):
     tokenizer = Tokenizer(folder(tmp_path))
-    assert tokenizer.encode("cab=") == (4, 2, 3, 5)
-    assert tokenizer.encode_many(["a", "bc"]) == [(2,), (3, 4)]
-    assert [tokenizer.decode(ids) for ids in ((4, 2), (4, 1, 2), (1,), (), ())] == ["ca", "c", "", "", ""]
+    assert tuple(tokenizer.encode("cab=")) == (4, 2, 3, 5)
+    assert [tuple(ids) for ids in tokenizer.encode_many(["a", "bc"])] == [(2,), (3, 4)]
+    assert [tokenizer.decode(TokenIds(ids)) for ids in ((4, 2), (4, 1, 2), (1,), (), ())] == ["ca", "c", "", "", ""]
     assert (tokenizer.eos_id, tokenizer.stop_ids, tokenizer.size) == (1, (1,), 6)
 
 
 def test_a_special_token_within_an_answer_is_seen_so_that_it_costs_reward(tmp_path):
-    assert Tokenizer(folder(tmp_path)).decode((4, 0, 2, 1)) == "c<pad>a"
+    assert Tokenizer(folder(tmp_path)).decode(TokenIds((4, 0, 2, 1))) == "c<pad>a"
 
 
 def test_every_id_that_ends_an_answer_is_a_stop_the_tokenizers_own_first(tmp_path):
@@ -52,7 +53,7 @@ def test_every_id_that_ends_an_answer_is_a_stop_the_tokenizers_own_first(tmp_pat
 
 def test_prompts_get_the_template_and_ids_that_go_on_into_the_held_out_part(tmp_path):
     training, held_out = build_prompts(dataset("ab", "ba", "cc"), "{prompt}=", Tokenizer(folder(tmp_path)))
-    assert [(p.prompt_id, p.text, p.tokens) for p in (*training, *held_out)] == [
+    assert [(p.prompt_id, p.text, tuple(p.tokens)) for p in (*training, *held_out)] == [
         (0, "ab=", (2, 3, 5)),
         (1, "ba=", (3, 2, 5)),
         (2, "cc=", (4, 4, 5)),

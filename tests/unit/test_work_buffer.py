@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from twinpod.master.work_buffer import Rules, WorkBuffer
+from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.rollout import Group, GroupState, Segment, Stop, Trajectory, WorkItem, WorkResult
 from twinpod.testing.small_run import generate, prompts, settings
 
@@ -20,9 +21,9 @@ def group(number: int, k: int = 2, *, born: int = 1, saved: Sequence[int] = (), 
     for j in range(k):
         count = saved[j] if j < len(saved) else 0
         one = number * k + j
-        tokens = tuple(range(20, 20 + count))
+        tokens, logps = TokenIds(range(20, 20 + count)), LogProbs([0.0] * count)
         chain = (
-            (Segment(trajectory_id=one, index=0, version=1, tokens=tokens, logps=(0.0,) * count, stop=stop, pod="w"),)
+            (Segment(trajectory_id=one, index=0, version=1, tokens=tokens, logps=logps, stop=stop, pod="w"),)
             if count
             else ()
         )
@@ -45,8 +46,8 @@ def answer(item: WorkItem, *, stop: Stop = Stop.EOS, count: int = 2, only: int |
             trajectory_id=one.trajectory_id,
             index=one.index,
             version=9,
-            tokens=(5,) * count,
-            logps=(0.0,) * count,
+            tokens=TokenIds((5,) * count),
+            logps=LogProbs((0.0,) * count),
             stop=stop,
             pod="w",
         )

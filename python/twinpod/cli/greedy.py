@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twinpod.api.load import load_manifest
+from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Prompt
 from twinpod.reward.choose import choose
 from twinpod.sampling.datasets import open_dataset
@@ -36,7 +37,9 @@ def main(job_file: Path, folder: Path) -> dict[str, float]:
     for number, item in enumerate(dataset.held_out, len(dataset.training)):
         text = fill(job.spec.dataset.template, item.prompt)
         ids = tokenizer.encode(text, add_special_tokens=False)
-        prompt = Prompt(prompt_id=number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=tuple(ids))
+        prompt = Prompt(
+            prompt_id=number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=TokenIds(ids)
+        )
         by_length[len(ids)].append((prompt, ids))
     right = 0
     for entries in by_length.values():
@@ -55,7 +58,7 @@ def _answers(model: Any, reading: Tokenizer, rows: list[list[int]], most: int) -
     inputs = torch.tensor(rows)
     with torch.inference_mode():
         outputs = model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=most, do_sample=False)
-    return [reading.decode(row) for row in outputs[:, inputs.shape[1] :].tolist()]
+    return [reading.decode(TokenIds(row)) for row in outputs[:, inputs.shape[1] :].tolist()]
 
 
 if __name__ == "__main__":

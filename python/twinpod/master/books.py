@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
 from twinpod.errors import EnvironmentFault, InputError, InUse, StaleEpoch
 from twinpod.master import books_read as read
 from twinpod.master.books_rollback import RECOUNT_PROMPT, roll_back
 from twinpod.master.books_schema import SCHEMA, SCHEMA_VERSION
 from twinpod.records import codec
+from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Trajectory
 from twinpod.records.run import IterationRecord, Progress
 
@@ -80,7 +79,7 @@ class EvaluationAnswer:
     """One greedy answer to a held-out prompt."""
 
     prompt_id: int
-    tokens: tuple[int, ...]
+    tokens: TokenIds
     answer: str
     reward: float | None
     correct: bool
@@ -170,7 +169,7 @@ class Books:
                 db.execute(
                     "INSERT INTO prompts (prompt_id, text, answer, difficulty, tokens) VALUES (?, ?, ?, ?, ?)"
                     " ON CONFLICT DO NOTHING",
-                    (prompt.prompt_id, prompt.text, prompt.answer, prompt.difficulty, ints(prompt.tokens)),
+                    (prompt.prompt_id, prompt.text, prompt.answer, prompt.difficulty, prompt.tokens.tobytes()),
                 )
                 row = db.execute(
                     "INSERT INTO groups (prompt_id, pass, size, born, state) VALUES (?, ?, ?, ?, 'open')",
@@ -257,7 +256,7 @@ class Books:
 
     def record_evaluation(self, iteration: int, answers: Iterable[EvaluationAnswer]) -> None:
         """Greedy answers to held-out prompts; those of an earlier attempt are replaced."""
-        rows = [(iteration, a.prompt_id, ints(a.tokens), a.answer, a.reward, a.correct, a.masked) for a in answers]
+        rows = [(iteration, a.prompt_id, a.tokens.tobytes(), a.answer, a.reward, a.correct, a.masked) for a in answers]
         with self._transaction() as db:
             db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
@@ -287,16 +286,6 @@ class Books:
             raise EnvironmentFault(
                 str(error), where=str(self.folder / FILE), mend="give the state volume room; nothing was half-written"
             ) from error
-
-
-def ints(tokens: Sequence[int]) -> bytes:
-    """Little-endian int32."""
-    return np.asarray(tokens, dtype="<i4").tobytes()
-
-
-def floats(logps: Sequence[float]) -> bytes:
-    """Little-endian float32."""
-    return np.asarray(logps, dtype="<f4").tobytes()
 
 
 _KEEP_SNAPSHOT = "UPDATE iterations SET snapshot = ? WHERE iteration = ? AND rolled_back = 0"
@@ -342,11 +331,11 @@ def _create_or_check(db: sqlite3.Connection, folder: Path, identity: Identity) -
     (found,) = db.execute("PRAGMA user_version").fetchone()
     if found == 0:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    elif found > SCHEMA_VERSION:
+    elif found != SCHEMA_VERSION:
         raise InputError(
-            f"was written by a newer Twinpod (schema {found}, this one knows {SCHEMA_VERSION})",
+            f"was written by another Twinpod (schema {found}, this one knows {SCHEMA_VERSION})",
             where=where,
-            mend="update Twinpod",
+            mend="go on with the Twinpod that wrote it, or begin in another folder",
         )
     if read.meta(db, "identity", "") == "":
         db.execute("BEGIN IMMEDIATE")
@@ -366,11 +355,11 @@ def _create_or_check(db: sqlite3.Connection, folder: Path, identity: Identity) -
 
 def _insert_segment(db: sqlite3.Connection, segment: Segment, start: int, iteration: int) -> None:
     db.execute(
-        "INSERT INTO segments (trajectory_id, idx, start, count, version, iteration, pod, stop, tokens, logps)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO segments (trajectory_id, idx, start, count, version, iteration, pod, stop, kind, tokens, logps)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             segment.trajectory_id, segment.index, start, len(segment.tokens), segment.version, iteration, segment.pod,
-            segment.stop.value, ints(segment.tokens), floats(segment.logps),
+            segment.stop.value, segment.kind.value, segment.tokens.tobytes(), segment.logps.tobytes(),
         ),
     )  # fmt: skip
     db.execute(

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from twinpod.errors import InputError
 from twinpod.master.books_schema import SCHEMA_VERSION
-from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Stop, Trajectory
+from twinpod.records.arrays import LogProbs, TokenIds
+from twinpod.records.rollout import Group, GroupState, Prompt, Segment, SegmentKind, Stop, Trajectory
 from twinpod.records.run import EvaluationRecord, IterationRecord, NamedCount, PhaseSeconds
 from twinpod.replay.policy import Held
 
@@ -101,7 +100,7 @@ def _load_group(db: sqlite3.Connection, group_id: int) -> Group:
     ).fetchone()
     chains: dict[int, list[Segment]] = {}
     for row in db.execute(
-        "SELECT s.trajectory_id, s.idx, s.version, s.pod, s.stop, s.tokens, s.logps"
+        "SELECT s.trajectory_id, s.idx, s.version, s.pod, s.stop, s.tokens, s.logps, s.kind"
         " FROM segments s JOIN trajectories t USING (trajectory_id)"
         " WHERE t.group_id = ? AND s.rolled_back = 0 ORDER BY s.trajectory_id, s.idx",
         (group_id,),
@@ -130,7 +129,7 @@ def prompt_of(row: Sequence[Any]) -> Prompt:
         text=row[1],
         answer=row[2],
         difficulty=row[3],
-        tokens=tuple(np.frombuffer(row[4], "<i4").tolist()),
+        tokens=TokenIds.frombytes(row[4], f"prompt {row[0]}"),
     )
 
 
@@ -141,8 +140,9 @@ def _segment(row: Sequence[Any]) -> Segment:
         version=row[2],
         pod=row[3],
         stop=Stop(row[4]),
-        tokens=tuple(np.frombuffer(row[5], "<i4").tolist()),
-        logps=tuple(np.frombuffer(row[6], "<f4").tolist()),
+        tokens=TokenIds.frombytes(row[5], f"segment {row[1]} of trajectory {row[0]}"),
+        logps=LogProbs.frombytes(row[6], f"segment {row[1]} of trajectory {row[0]}"),
+        kind=SegmentKind(row[7]),
     )
 
 

@@ -9,7 +9,7 @@ Token ids are little-endian int32, log-probs little-endian float32, one after th
 a line that a resume gave up; they stay for the record and count for nothing.
 """
 
-SCHEMA_VERSION = 1  # PRAGMA user_version
+SCHEMA_VERSION = 2  # PRAGMA user_version
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -34,7 +34,11 @@ CREATE TABLE trajectories (
     terminal INTEGER NOT NULL DEFAULT 0,
     reward REAL,                                -- NULL until scored
     correct INTEGER NOT NULL DEFAULT 0,         -- wholly right, by the reward's own word
-    masked TEXT NOT NULL DEFAULT ''             -- why no judge could score it; empty otherwise
+    masked TEXT NOT NULL DEFAULT '',            -- why no judge could score it; empty otherwise
+    outcome TEXT CHECK (outcome IN ('scored', 'masked', 'lost', 'dropped')),  -- how it ended; NULL until then
+    parent INTEGER REFERENCES trajectories,     -- the trajectory that this one was forked from, and after how many
+    parent_position INTEGER,                    -- of its tokens; both NULL without a fork
+    session TEXT                                -- sandbox session or snapshot that a paused trajectory goes on with
 );
 CREATE INDEX trajectories_by_group ON trajectories (group_id);
 CREATE TABLE segments (
@@ -43,9 +47,10 @@ CREATE TABLE segments (
     idx INTEGER NOT NULL, start INTEGER NOT NULL, count INTEGER NOT NULL CHECK (count > 0),
     version INTEGER NOT NULL, iteration INTEGER NOT NULL,
     pod TEXT NOT NULL, stop TEXT NOT NULL,
-    tokens BLOB NOT NULL, logps BLOB NOT NULL,
+    kind TEXT NOT NULL DEFAULT 'generated' CHECK (kind IN ('generated', 'given')),
+    tokens BLOB NOT NULL, logps BLOB NOT NULL,  -- given tokens have no log-probs and are never in the loss
     rolled_back INTEGER NOT NULL DEFAULT 0,
-    CHECK (length(tokens) = 4 * count AND length(logps) = 4 * count)
+    CHECK (length(tokens) = 4 * count AND length(logps) = CASE kind WHEN 'given' THEN 0 ELSE 4 * count END)
 );
 CREATE UNIQUE INDEX one_segment ON segments (trajectory_id, idx) WHERE rolled_back = 0;
 CREATE TRIGGER segments_join BEFORE INSERT ON segments
@@ -61,6 +66,7 @@ CREATE TABLE iterations (
     reward REAL, right REAL, length REAL,
     tokens_generated INTEGER NOT NULL, tokens_trained INTEGER NOT NULL,
     loss REAL, weights_gap REAL, stats TEXT NOT NULL,
+    settings TEXT NOT NULL DEFAULT '',          -- JSON of the settings that it ran under
     generate_s REAL NOT NULL, train_s REAL NOT NULL, weights_s REAL NOT NULL, switch_s REAL NOT NULL,
     snapshot_s REAL NOT NULL, other_s REAL NOT NULL,
     committed_at REAL NOT NULL, rolled_back INTEGER NOT NULL DEFAULT 0

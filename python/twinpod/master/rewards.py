@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 
 from twinpod.master.books import Scored
 from twinpod.master.work_buffer import Ended
+from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Stop
 from twinpod.reward.port import RewardPort
 
@@ -18,9 +19,7 @@ class Judge:
     An error masks, it never scores 0.
     """
 
-    def __init__(
-        self, port: RewardPort, decode: Callable[[Sequence[int]], str], penalty: float, executor: Executor
-    ) -> None:
+    def __init__(self, port: RewardPort, decode: Callable[[TokenIds], str], penalty: float, executor: Executor) -> None:
         self._port, self._decode, self._penalty, self._executor = port, decode, penalty, executor
 
     async def score(self, ended: Sequence[Ended]) -> tuple[Scored, ...]:
@@ -29,7 +28,7 @@ class Judge:
             self._executor, lambda: tuple(self._one(one) for one in ended)
         )
 
-    def text(self, tokens: Sequence[int]) -> str:
+    def text(self, tokens: TokenIds) -> str:
         """The answer as text."""
         return self._decode(tokens)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Group, Prompt, Resumption, SamplingSettings, Segment, Stop, WorkItem, WorkResult
 
 
@@ -39,7 +40,7 @@ class Attempt:
     """One trajectory within this phase."""
 
     trajectory_id: int
-    tokens: tuple[int, ...]
+    tokens: TokenIds
     index: int  # of the next segment
     spent: int  # tokens generated in this phase
     terminal: bool
@@ -78,7 +79,7 @@ class Ended:
 
     trajectory_id: int
     prompt: Prompt
-    tokens: tuple[int, ...]
+    tokens: TokenIds
     stop: Stop
 
 

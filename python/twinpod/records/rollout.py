@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from twinpod.records.arrays import LogProbs, TokenIds
+
 
 class Stop(StrEnum):
     """Why a segment ended."""
@@ -29,7 +31,7 @@ class Prompt:
     text: str
     answer: str  # reference answer, or JSON for the data set's own verifier
     difficulty: float  # 0 easy .. 1 hard; 0 when unknown
-    tokens: tuple[int, ...]  # token ids, template applied
+    tokens: TokenIds  # template applied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,17 +47,25 @@ class SamplingSettings:
     repeat_count: int  # occurrences in a row that count as a repeat
 
 
+class SegmentKind(StrEnum):
+    """Where the tokens of a segment come from."""
+
+    GENERATED = "generated"  # by an engine: log-probs, one weight version, may be in the loss
+    GIVEN = "given"  # by the environment (a later turn, a tool's output): context only, never in the loss
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Tokens that one engine generated for one trajectory in one go, under one weight version."""
+    """Tokens that one engine generated for a trajectory in one go, under one weight version; or tokens given to it."""
 
     trajectory_id: int
     index: int  # 0, 1, .. within the trajectory
-    version: int  # weight version of all its tokens
-    tokens: tuple[int, ...]  # generated ids, the stop token included
-    logps: tuple[float, ...]  # behaviour log-probs at the sampling temperature, one a token
+    version: int  # weight version of all its tokens; 0 when given
+    tokens: TokenIds  # the stop token included
+    logps: LogProbs  # behaviour log-probs at the sampling temperature, one a token; empty when given
     stop: Stop
-    pod: str  # who generated it
+    pod: str  # who generated it; empty when given
+    kind: SegmentKind = SegmentKind.GENERATED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +75,7 @@ class WorkItem:
     item_id: str  # idempotency key: job epoch, iteration, running number
     group_id: int
     version: int  # the only weight version that may answer
-    prompt_tokens: tuple[int, ...]
+    prompt_tokens: TokenIds
     trajectories: tuple[Resumption, ...]
     sampling: SamplingSettings
     seed: int
@@ -77,7 +87,7 @@ class Resumption:
 
     trajectory_id: int
     index: int  # of the segment to be made
-    tokens: tuple[int, ...]  # everything generated so far; empty at the beginning
+    tokens: TokenIds  # everything after the prompt so far; empty at the beginning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,9 +145,9 @@ class Trajectory:
     reward: float | None  # None until terminal
 
     @property
-    def tokens(self) -> tuple[int, ...]:
-        """All generated ids, in order."""
-        return tuple(token for segment in self.segments for token in segment.tokens)
+    def tokens(self) -> TokenIds:
+        """All ids after the prompt, in order."""
+        return TokenIds.joined(segment.tokens for segment in self.segments)
 
     @property
     def terminal(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from twinpod.records.rollout import Group, Trajectory
+from twinpod.records.rollout import Group, SegmentKind, Trajectory
 from twinpod.records.training import Batch, Sample
 from twinpod.replay.baseline import Baseline, advantages
 
@@ -66,10 +66,11 @@ def build_batch(
 
 def _sample(number: int, group: Group, trajectory: Trajectory, reward: float, advantage: float) -> Sample:
     segments = trajectory.segments
+    assert all(one.kind is SegmentKind.GENERATED for one in segments), "given tokens have no place in a batch yet"
     return Sample(
         group=number,
-        prompt_tokens=group.prompt.tokens,
-        response_tokens=trajectory.tokens,
+        prompt_tokens=tuple(group.prompt.tokens),
+        response_tokens=tuple(trajectory.tokens),
         behaviour_logps=tuple(logp for segment in segments for logp in segment.logps),
         versions=tuple(segment.version for segment in segments for _ in segment.tokens),
         advantage=advantage,

@@ -6,9 +6,8 @@ being the beginning of another (`x#1;` and `x#10;`), because engines abort by th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from twinpod.errors import EngineFault, ProtocolError, WrongVersion
+from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Resumption, SamplingSettings, Segment, Stop, WorkItem
 from twinpod.rollout.ports import EngineOutput, EngineRequest, Finish
 from twinpod.rollout.repeat import find
@@ -57,14 +56,14 @@ def requests(item: WorkItem) -> tuple[EngineRequest, ...]:
     )
 
 
-def repeats(item: WorkItem, place: int, tokens: Sequence[int], seen: int) -> int | None:
+def repeats(item: WorkItem, place: int, tokens: TokenIds, seen: int) -> int | None:
     """How many new `tokens` to keep when the trajectory repeats, or None. `seen`: new tokens already looked at."""
     settings, before = item.sampling, item.trajectories[place].tokens
     if not settings.repeat_ngram:
         return None
     since = len(before) + seen
     skip = max(0, since + 1 - settings.repeat_ngram * settings.repeat_count)  # `find` looks no further back
-    tail = (*before[skip:], *tokens[max(0, skip - len(before)) :])
+    tail = before[skip:] + tokens[max(0, skip - len(before)) :]
     found = find(tail, ngram=settings.repeat_ngram, count=settings.repeat_count, since=since - skip)
     return None if found is None else found.end + skip - len(before)
 
@@ -106,7 +105,7 @@ def _stop(item: WorkItem, resumption: Resumption, output: EngineOutput, keep: in
     if keep is not None:
         return Stop.REPEAT
     if output.finish is Finish.STOP:
-        if output.tokens[-1:] and output.tokens[-1] in item.sampling.stop_token_ids:
+        if made and output.tokens[-1] in item.sampling.stop_token_ids:
             return Stop.EOS
         raise ProtocolError("stopped, but its last token is no stop token", where=output.name)
     if output.finish is Finish.ABORT and made < budget(item.sampling, len(resumption.tokens)):

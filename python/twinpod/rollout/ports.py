@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.rollout import PullRequest, WorkBatch, WorkResult
 
 __all__ = [
@@ -37,7 +38,7 @@ class EngineRequest:
     """One sequence to go on with."""
 
     name: str  # unique among running ones; no name is the beginning of another
-    tokens: tuple[int, ...]  # prompt and everything generated before
+    tokens: TokenIds  # prompt and everything generated before
     max_new_tokens: int
     temperature: float
     top_p: float
@@ -50,8 +51,8 @@ class EngineOutput:
     """What came of a request so far: all its new tokens, not only the latest."""
 
     name: str
-    tokens: tuple[int, ...]
-    logps: tuple[float, ...]  # one a token, at the sampling temperature
+    tokens: TokenIds
+    logps: LogProbs  # one a token, at the sampling temperature
     finish: Finish
     version: int  # weights that made the tokens; -1 when they are of several versions
     message: str = ""  # why it FAILED

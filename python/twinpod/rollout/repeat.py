@@ -11,8 +11,11 @@ somebody looked: a check at every token, at every 32nd or at the end cuts at the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from twinpod.records.arrays import TokenIds
 
 __all__ = ["Repeat", "find"]
 
@@ -28,7 +31,7 @@ class Repeat:
     period: int
 
 
-def find(tokens: Sequence[int], *, ngram: int, count: int, since: int = 0) -> Repeat | None:
+def find(tokens: TokenIds, *, ngram: int, count: int, since: int = 0) -> Repeat | None:
     """The first repeat whose end lies after `since`, or None.
 
     `ngram`: longest block; 0 switches detection off. `count`: times in a row, at least 2 (one block is no repeat).
@@ -45,19 +48,18 @@ def find(tokens: Sequence[int], *, ngram: int, count: int, since: int = 0) -> Re
     for period in range(1, ngram + 1):
         # only an earlier end is better; the shorter period wins a tie
         last = len(tokens) if best is None else best.end - 1
-        end = _first_end(tokens, period=period, begin=begin, last=last, window=window, since=since)
+        end = _first_end(tokens, period=period, begin=begin, last=last, window=window)
         if end is not None:
             best = Repeat(start=end - window, end=end, period=period)
     return best
 
 
-def _first_end(tokens: Sequence[int], *, period: int, begin: int, last: int, window: int, since: int) -> int | None:
-    """The first `end` in `(since, last]` such that `tokens[end - window:end]` has the period; looks no further back
-    than `begin`.
+def _first_end(tokens: TokenIds, *, period: int, begin: int, last: int, window: int) -> int | None:
+    """The first `end` up to `last` such that `tokens[end - window:end]` has the period; looks no further back than
+    `begin`.
     """
-    run = period  # tokens up to here that agree with the ones `period` before them, and the first block itself
-    for index in range(begin + period, last):
-        run = run + 1 if tokens[index] == tokens[index - period] else period
-        if run >= window and index + 1 > since:
-            return index + 1
-    return None
+    ids = tokens.array[begin:last]
+    differs = np.flatnonzero(ids[period:] != ids[:-period])  # places that end a run of equal ones
+    bounds = np.concatenate(([-1], differs, [len(ids) - period]))
+    long = np.flatnonzero(np.diff(bounds) > window - period)  # runs of at least `window - period`, after a first block
+    return int(begin + bounds[long[0]] + 1 + window) if long.size else None

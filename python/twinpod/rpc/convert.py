@@ -11,8 +11,9 @@ from enum import Enum
 from typing import TypeVar
 
 from twinpod.errors import ProtocolError
+from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.life import Command, HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.rollout import Resumption, SamplingSettings, Segment, Stop, WorkItem, WorkResult
+from twinpod.records.rollout import Resumption, SamplingSettings, Segment, SegmentKind, Stop, WorkItem, WorkResult
 from twinpod.records.training import Batch, Sample
 from twinpod.rpc.v1 import half_pb2, master_pb2
 
@@ -105,13 +106,14 @@ def half_status_from_pb(message: half_pb2.HalfStatus) -> HalfStatus:
 def resumption_to_pb(resumption: Resumption) -> master_pb2.Resumption:
     """One trajectory of a work item."""
     return master_pb2.Resumption(
-        trajectory_id=resumption.trajectory_id, index=resumption.index, tokens=resumption.tokens
+        trajectory_id=resumption.trajectory_id, index=resumption.index, tokens=resumption.tokens.tobytes()
     )
 
 
 def resumption_from_pb(message: master_pb2.Resumption) -> Resumption:
     """One trajectory of a work item."""
-    return Resumption(trajectory_id=message.trajectory_id, index=message.index, tokens=tuple(message.tokens))
+    tokens = TokenIds.frombytes(message.tokens, f"Resumption of trajectory {message.trajectory_id}")
+    return Resumption(trajectory_id=message.trajectory_id, index=message.index, tokens=tokens)
 
 
 def sampling_to_pb(sampling: SamplingSettings) -> master_pb2.Sampling:
@@ -146,7 +148,7 @@ def work_item_to_pb(item: WorkItem) -> master_pb2.WorkItem:
         item_id=item.item_id,
         group_id=item.group_id,
         version=item.version,
-        prompt_tokens=item.prompt_tokens,
+        prompt_tokens=item.prompt_tokens.tobytes(),
         trajectories=[resumption_to_pb(one) for one in item.trajectories],
         sampling=sampling_to_pb(item.sampling),
         seed=item.seed,
@@ -159,7 +161,7 @@ def work_item_from_pb(message: master_pb2.WorkItem) -> WorkItem:
         item_id=message.item_id,
         group_id=message.group_id,
         version=message.version,
-        prompt_tokens=tuple(message.prompt_tokens),
+        prompt_tokens=TokenIds.frombytes(message.prompt_tokens, f"WorkItem {message.item_id}"),
         trajectories=tuple(resumption_from_pb(one) for one in message.trajectories),
         sampling=sampling_from_pb(message.sampling),
         seed=message.seed,
@@ -167,34 +169,39 @@ def work_item_from_pb(message: master_pb2.WorkItem) -> WorkItem:
 
 
 def segment_to_pb(segment: Segment) -> master_pb2.Segment:
-    """Log-probs travel as 32-bit floats, which is what engines compute them in."""
+    """Tokens travel as little-endian int32, log-probs as float32, which is what engines compute them in."""
     return master_pb2.Segment(
         trajectory_id=segment.trajectory_id,
         index=segment.index,
         version=segment.version,
-        tokens=segment.tokens,
-        logps=segment.logps,
+        tokens=segment.tokens.tobytes(),
+        logps=segment.logps.tobytes(),
         stop=segment.stop.value,
         pod=segment.pod,
+        kind=segment.kind.value,
     )
 
 
 def segment_from_pb(message: master_pb2.Segment) -> Segment:
-    """ProtocolError for an unknown stop, or when tokens and log-probs differ in number."""
-    if len(message.tokens) != len(message.logps):
+    """ProtocolError for an unknown stop or kind, or when tokens and log-probs do not match in number."""
+    where = f"Segment of {message.pod}"
+    tokens, logps = TokenIds.frombytes(message.tokens, where), LogProbs.frombytes(message.logps, where)
+    kind = _word(SegmentKind, message.kind, "Segment.kind")
+    if len(logps) != (len(tokens) if kind is SegmentKind.GENERATED else 0):
         raise ProtocolError(
-            f"trajectory {message.trajectory_id}, segment {message.index}: {len(message.tokens)} tokens"
-            f" but {len(message.logps)} log-probs",
-            where=f"Segment of {message.pod}",
+            f"trajectory {message.trajectory_id}, segment {message.index}: {len(tokens)} {kind.value} tokens"
+            f" but {len(logps)} log-probs",
+            where=where,
         )
     return Segment(
         trajectory_id=message.trajectory_id,
         index=message.index,
         version=message.version,
-        tokens=tuple(message.tokens),
-        logps=tuple(message.logps),
+        tokens=tokens,
+        logps=logps,
         stop=_word(Stop, message.stop, "Segment.stop"),
         pod=message.pod,
+        kind=kind,
     )
 
 

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer as Vocabulary
 
 from twinpod.errors import InputError
+from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Prompt
 from twinpod.sampling.items import Dataset, Item
 
@@ -42,20 +44,21 @@ class Tokenizer:
         self.eos_id = self.stop_ids[0]
         self.size = self._vocabulary.get_vocab_size()
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str) -> TokenIds:
         """Ids of the text, without special tokens added."""
-        return tuple(self._vocabulary.encode(text, add_special_tokens=False).ids)
+        return TokenIds(self._vocabulary.encode(text, add_special_tokens=False).ids)
 
-    def encode_many(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    def encode_many(self, texts: Sequence[str]) -> list[TokenIds]:
         """The same for many texts at once."""
-        return [tuple(one.ids) for one in self._vocabulary.encode_batch(list(texts), add_special_tokens=False)]
+        return [TokenIds(one.ids) for one in self._vocabulary.encode_batch(list(texts), add_special_tokens=False)]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: TokenIds) -> str:
         """Text of the ids before the first that ends an answer. Other special tokens stand as their own text: left out,
         a model would learn to write them for nothing (it did: most answers had a padding token somewhere).
         """
-        end = next((place for place, token in enumerate(ids) if token in self.stop_ids), len(ids))
-        return str(self._vocabulary.decode(list(ids[:end]), skip_special_tokens=False))
+        ends = np.flatnonzero(np.isin(ids.array, self.stop_ids))
+        kept = ids[: int(ends[0])] if ends.size else ids
+        return str(self._vocabulary.decode(kept.array.tolist(), skip_special_tokens=False))
 
     def missing(self, texts: Iterable[str]) -> set[str]:
         """The characters of the texts that the tokenizer cannot express."""

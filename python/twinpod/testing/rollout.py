@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 from twinpod.errors import EngineFault, StaleEpoch
+from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.rollout import PullRequest, WorkBatch, WorkItem, WorkResult
 from twinpod.rollout.ports import EngineEndpoint, EngineOutput, EngineRequest, Finish
 
@@ -89,8 +90,13 @@ class FakeEngine:
         outputs.put_nowait(self._output(request, whole[:made], finish))
 
     def _output(self, request: EngineRequest, tokens: tuple[int, ...], finish: Finish) -> EngineOutput:
-        logps = tuple(-0.5 for _ in tokens)
-        return EngineOutput(name=request.name, tokens=tokens, logps=logps, finish=finish, version=self.version)
+        return EngineOutput(
+            name=request.name,
+            tokens=TokenIds(tokens),
+            logps=LogProbs([-0.5] * len(tokens)),
+            finish=finish,
+            version=self.version,
+        )
 
     async def _death(self) -> None:
         await self._until(lambda: self.dead)

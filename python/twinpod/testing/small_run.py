@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from twinpod.master.settings import MasterSettings
+from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.life import LifeCycle
 from twinpod.records.rollout import Prompt, SamplingSettings, Segment, Stop, WorkItem, WorkResult
 from twinpod.records.run import IterationRecord, PhaseSeconds
@@ -49,7 +50,7 @@ def settings(**changes: object) -> MasterSettings:
 def prompts(count: int, first: int = 0) -> tuple[Prompt, ...]:
     """Prompts without meaning."""
     return tuple(
-        Prompt(prompt_id=n, text=f"p{n}", answer=str(n), difficulty=0.0, tokens=(2, 3 + n % 5))
+        Prompt(prompt_id=n, text=f"p{n}", answer=str(n), difficulty=0.0, tokens=TokenIds((2, 3 + n % 5)))
         for n in range(first, first + count)
     )
 
@@ -78,8 +79,8 @@ def generate(item: WorkItem, worker: str, cut_after: int = 1_000_000) -> WorkRes
                 trajectory_id=one.trajectory_id,
                 index=one.index,
                 version=item.version,
-                tokens=tuple(tokens),
-                logps=tuple(-0.5 for _ in tokens),
+                tokens=TokenIds(tokens),
+                logps=LogProbs([-0.5] * len(tokens)),
                 stop=stop,
                 pod=worker,
             )

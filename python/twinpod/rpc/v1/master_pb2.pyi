@@ -48,11 +48,11 @@ class WorkItem(_message.Message):
     item_id: str
     group_id: int
     version: int
-    prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
+    prompt_tokens: bytes
     trajectories: _containers.RepeatedCompositeFieldContainer[Resumption]
     sampling: Sampling
     seed: int
-    def __init__(self, item_id: _Optional[str] = ..., group_id: _Optional[int] = ..., version: _Optional[int] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., trajectories: _Optional[_Iterable[_Union[Resumption, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+    def __init__(self, item_id: _Optional[str] = ..., group_id: _Optional[int] = ..., version: _Optional[int] = ..., prompt_tokens: _Optional[bytes] = ..., trajectories: _Optional[_Iterable[_Union[Resumption, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Resumption(_message.Message):
     __slots__ = ("trajectory_id", "index", "tokens")
@@ -61,8 +61,8 @@ class Resumption(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     trajectory_id: int
     index: int
-    tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, trajectory_id: _Optional[int] = ..., index: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    tokens: bytes
+    def __init__(self, trajectory_id: _Optional[int] = ..., index: _Optional[int] = ..., tokens: _Optional[bytes] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "segment_tokens", "max_tokens", "stop_token_ids", "repeat_ngram", "repeat_count")
@@ -83,7 +83,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., segment_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., repeat_ngram: _Optional[int] = ..., repeat_count: _Optional[int] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("trajectory_id", "index", "version", "tokens", "logps", "stop", "pod")
+    __slots__ = ("trajectory_id", "index", "version", "tokens", "logps", "stop", "pod", "kind")
     TRAJECTORY_ID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -91,14 +91,16 @@ class Segment(_message.Message):
     LOGPS_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     POD_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     trajectory_id: int
     index: int
     version: int
-    tokens: _containers.RepeatedScalarFieldContainer[int]
-    logps: _containers.RepeatedScalarFieldContainer[float]
+    tokens: bytes
+    logps: bytes
     stop: str
     pod: str
-    def __init__(self, trajectory_id: _Optional[int] = ..., index: _Optional[int] = ..., version: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., logps: _Optional[_Iterable[float]] = ..., stop: _Optional[str] = ..., pod: _Optional[str] = ...) -> None: ...
+    kind: str
+    def __init__(self, trajectory_id: _Optional[int] = ..., index: _Optional[int] = ..., version: _Optional[int] = ..., tokens: _Optional[bytes] = ..., logps: _Optional[bytes] = ..., stop: _Optional[str] = ..., pod: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
 
 class WorkResult(_message.Message):
     __slots__ = ("item_id", "worker", "segments", "failed", "refused_versions", "seconds")
