@@ -1,8 +1,8 @@
 """A run of local mode with small shell scripts for containers; a program of its own, because it makes namespaces.
 
-    python local_scene.py FOLDER MAIN SIDECAR [MAX_RESTARTS [POOL]]
+    python local_scene.py FOLDER MAIN SIDECAR [MAX_RESTARTS [POOL [MODEL]]]
 
-POOL is the script of the pods of a pool named helpers, which begins with no pod.
+POOL is the script of the pods of a pool named helpers, which begins with no pod. MODEL is the job's model folder.
 
 Prints what the spectator is told, then `verdict: reason`.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from twinpod.api.load import load_as, load_manifest
-from twinpod.api.types import FailurePolicy, RLJob, RolloutPool
+from twinpod.api.types import FailurePolicy, ModelSpec, RLJob, RolloutPool
 from twinpod.local import Launcher
 from twinpod.local.folder import RunFolder
 from twinpod.local.isolation import isolate
@@ -77,7 +77,7 @@ def manifest(main: str, sidecar: str, name: str = "j-master") -> dict[str, Any]:
     }
 
 
-def main(folder: Path, script: str, sidecar: str, restarts: int, pool: str) -> None:
+def main(folder: Path, script: str, sidecar: str, restarts: int, pool: str, model: str) -> None:
     def render(_job: RLJob, _uid: str) -> Rendered:
         return Rendered(
             pods=(read_pod(manifest(script, sidecar)),),
@@ -96,6 +96,8 @@ def main(folder: Path, script: str, sidecar: str, restarts: int, pool: str) -> N
     job = load_manifest(SAMPLE)
     pools = [load_as(RolloutPool, POOL)] if pool else []
     spec = job.spec.model_copy(update={"failure_policy": FailurePolicy(max_restarts=restarts)})
+    if model:
+        spec = spec.model_copy(update={"model": ModelSpec(from_=model)})
     run = RunFolder(folder)
     run.lock()
     isolate()
@@ -108,4 +110,4 @@ def main(folder: Path, script: str, sidecar: str, restarts: int, pool: str) -> N
 
 if __name__ == "__main__":
     given = dict(enumerate(sys.argv))
-    main(Path(given[1]), given[2], given[3], int(given.get(4, "0")), given.get(5, ""))
+    main(Path(given[1]), given[2], given[3], int(given.get(4, "0")), given.get(5, ""), given.get(6, ""))

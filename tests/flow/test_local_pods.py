@@ -75,6 +75,25 @@ def test_a_container_sees_its_volumes_and_its_name(folder: Path) -> None:
     assert (folder / "state/file").read_text() == "kept\n"
 
 
+def test_a_model_in_a_hugging_face_cache_below_tmp_is_seen_with_what_its_links_lead_to(
+    folder: Path, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "hub/models--a--b/snapshots/0123"
+    blobs = tmp_path / "hub/models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "abc").write_text("weights of the cache\n")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
+    named = tmp_path / "by-name"
+    named.symlink_to(snapshot)
+    script = f"cat {named}/model.safetensors {snapshot}/model.safetensors"
+    done = subprocess.run(
+        [*command(folder, script), "", str(named)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.splitlines()[-1:] == ["succeeded: "], done.stderr
+    assert log(folder).count("weights of the cache") == 2
+
+
 def test_configuration_and_secrets_cannot_be_written(folder: Path) -> None:
     (line,) = play(folder, "touch /etc/twinpod/job/new")
     assert line.startswith("failed: j-master/main ended with exit code 1")

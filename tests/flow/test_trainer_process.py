@@ -268,6 +268,9 @@ async def test_a_run_of_two_ranks_and_a_resume_by_one(pod: Path) -> None:
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (source,) = (path for path in pod.rglob(name) if "export" not in path.parts)
+        assert (pod / "snapshots" / "export" / name).read_bytes() == source.read_bytes(), name
     exported = AutoModelForCausalLM.from_pretrained(pod / "snapshots" / "export").state_dict()
     assert all(np.array_equal(exported[name].numpy(), array) for name, array in second.items())
     assert AutoTokenizer.from_pretrained(pod / "snapshots" / "export").encode("abc", add_special_tokens=False) == [

@@ -105,6 +105,18 @@ def test_a_tokenizer_folder_gives_the_vocabulary_of_a_random_model(tmp_path: Pat
     assert (config["vocab_size"], config["pad_token_id"], config["eos_token_id"]) == (13, 0, 1)
 
 
+@pytest.mark.parametrize("value", [None, "absent", {"__type": "AddedToken", "content": None}])
+def test_no_padding_token_is_not_the_word_none(tmp_path: Path, value: object) -> None:
+    write_model_folder(job_with({}), tmp_path)
+    vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocabulary["model"]["vocab"]["None"] = 13
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
+    named = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"pad_token": value}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    config = hf_config(job_with({"tokenizer": {"path": str(tmp_path)}}))
+    assert (config["vocab_size"], config["pad_token_id"], config["eos_token_id"]) == (14, None, 1)
+
+
 @pytest.mark.parametrize(
     ("files", "model", "line"),
     [

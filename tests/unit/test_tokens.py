@@ -6,12 +6,15 @@ import json
 
 import pytest
 from tokenizers import Tokenizer as Vocabulary
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from twinpod.errors import InputError
 from twinpod.records.arrays import TokenIds
+from twinpod.records.rollout import Prompt
+from twinpod.reward.exact import Exact
+from twinpod.reward.prefix import Prefix
 from twinpod.sampling.items import Dataset, Item
-from twinpod.sampling.tokens import Tokenizer, build_prompts
+from twinpod.sampling.tokens import NO_TEXT, Tokenizer, build_prompts
 
 
 def folder(path, characters="abc=", eos="<eos>", **files: object):
@@ -52,7 +55,9 @@ def test_every_id_that_ends_an_answer_is_a_stop_the_tokenizers_own_first(tmp_pat
 
 
 def test_prompts_get_the_template_and_ids_that_go_on_into_the_held_out_part(tmp_path):
-    training, held_out = build_prompts(dataset("ab", "ba", "cc"), "{prompt}=", Tokenizer(folder(tmp_path)))
+    training, held_out = build_prompts(
+        dataset("ab", "ba", "cc"), "{prompt}=", Tokenizer(folder(tmp_path)), special=True
+    )
     assert [(p.prompt_id, p.text, tuple(p.tokens)) for p in (*training, *held_out)] == [
         (0, "ab=", (2, 3, 5)),
         (1, "ba=", (3, 2, 5)),
@@ -61,16 +66,57 @@ def test_prompts_get_the_template_and_ids_that_go_on_into_the_held_out_part(tmp_
     assert len(held_out) == 1
 
 
+@pytest.mark.parametrize("characters", ["abc=", "0ab="])
+@pytest.mark.parametrize(
+    ("template", "special", "tokens"),
+    [
+        ("{prompt}", True, (6, 3)),
+        ("<bos>{prompt}", True, (6, 3)),
+        ("{prompt}", False, (3,)),
+        ("<bos>{prompt}", False, (6, 3)),
+    ],
+)
+def test_a_beginning_that_the_post_processor_adds_comes_once_and_its_end_never(
+    tmp_path, characters, template, special, tokens
+):
+    path = folder(tmp_path, characters)
+    vocabulary = Vocabulary.from_file(str(path / "tokenizer.json"))
+    vocabulary.add_special_tokens(["<bos>"])
+    around = [("<bos>", 6), ("<eos>", 1)]
+    vocabulary.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=around)
+    vocabulary.save(str(path / "tokenizer.json"))
+    tokenizer = Tokenizer(path)
+    assert tokenizer.opening == TokenIds([6])
+    word = characters[1]
+    training, held_out = build_prompts(dataset(word, word), template, tokenizer, special=special)
+    assert [tuple(prompt.tokens) for prompt in (*training, *held_out)] == [tokens, tokens]
+
+
+def test_an_id_without_text_makes_an_answer_wrong(tmp_path):
+    tokenizer = Tokenizer(folder(tmp_path))
+    assert [tokenizer.decode(TokenIds(ids)) for ids in ((4, 6, 2), (6,), (4, 2, 10**6, 1), (4, 1, 9))] == [
+        f"c{NO_TEXT}a",
+        NO_TEXT,
+        f"ca{NO_TEXT}",
+        "c",
+    ]
+    prompt = Prompt(prompt_id=0, text="ac=", answer="ca", difficulty=0.0, tokens=TokenIds((2, 4, 5)))
+    for reward in (Exact(), Prefix()):
+        assert reward.score(prompt, tokenizer.decode(TokenIds((4, 2, 1)))).correct
+        for ids in ((4, 2, 6, 1), (6, 4, 2, 1), (4, 6, 2, 1)):
+            assert not reward.score(prompt, tokenizer.decode(TokenIds(ids))).correct
+
+
 def test_a_character_that_the_tokenizer_lacks_is_named_with_its_place(tmp_path):
     with pytest.raises(
         InputError, match=r"train.jsonl:2: prompt 1, line 2, column 3: the tokenizer has no 'z'; add .*'z'"
     ):
-        build_prompts(dataset("ab", "a\nbbz", "cc"), "{prompt}", Tokenizer(folder(tmp_path, "abc\n")))
+        build_prompts(dataset("ab", "a\nbbz", "cc"), "{prompt}", Tokenizer(folder(tmp_path, "abc\n")), special=True)
 
 
 def test_a_newline_is_a_character_too(tmp_path):
     with pytest.raises(InputError, match=r"line 1, column 2: the tokenizer has no '\\n'"):
-        build_prompts(dataset("a\nb", "cc"), "{prompt}", Tokenizer(folder(tmp_path, "abc")))
+        build_prompts(dataset("a\nb", "cc"), "{prompt}", Tokenizer(folder(tmp_path, "abc")), special=True)
 
 
 def test_a_missing_or_broken_tokenizer_says_what_to_do(tmp_path):

@@ -166,6 +166,11 @@ class DatasetSpec(Part):
     reasoning_gym: ReasoningGymSpec | None = None
     template: Text = "{prompt}"
     """Text around each prompt; must contain {prompt}."""
+    add_special_tokens: Flag = True
+    """Whether a prompt begins with what the tokenizer's post-processor puts before a text, such as a BOS, once.
+
+    A BOS that the template writes itself is not doubled; what is put behind a text, such as an EOS, is left out.
+    """
     size: Positive | None = None
     """Training prompts that are taken; when left out all of a file, 10000 of a function, reasoningGym.size of that."""
     held_out: Natural = 200

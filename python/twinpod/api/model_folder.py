@@ -155,16 +155,18 @@ def _special_ids(job: RLJob) -> tuple[int | None, int | None, int]:
     )
     named = _read_json(folder / "tokenizer_config.json", where)
     everything = {**known, **ids}
+    pad, eos = (_token_text(named.get(name)) for name in ("pad_token", "eos_token"))
     return (
-        everything.get(_token_text(named.get("pad_token"))),
-        everything.get(_token_text(named.get("eos_token"))),
+        None if pad is None else everything.get(pad),
+        None if eos is None else everything.get(eos),
         max(everything.values(), default=-1) + 1,
     )
 
 
-def _token_text(value: object) -> str:
-    """Tokenizer configurations name a token by text or by an object with `content`."""
-    return str(value.get("content", "")) if isinstance(value, dict) else str(value)
+def _token_text(value: object) -> str | None:
+    """Tokenizer configurations name a token by text or by an object with `content`; None when it names none."""
+    named = value.get("content") if isinstance(value, dict) else value
+    return named if isinstance(named, str) else None
 
 
 def _generation(job: RLJob) -> dict[str, Any]:

@@ -36,11 +36,10 @@ def main(job_file: Path, folder: Path) -> dict[str, float]:
     by_length: dict[int, list[tuple[Prompt, list[int]]]] = defaultdict(list)  # equal lengths need no padding
     for number, item in enumerate(dataset.held_out, len(dataset.training)):
         text = fill(job.spec.dataset.template, item.prompt)
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        prompt = Prompt(
-            prompt_id=number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=TokenIds(ids)
-        )
-        by_length[len(ids)].append((prompt, ids))
+        plain = TokenIds(tokenizer.encode(text, add_special_tokens=False))
+        ids = reading.opened(plain) if job.spec.dataset.add_special_tokens else plain
+        prompt = Prompt(prompt_id=number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=ids)
+        by_length[len(ids)].append((prompt, list(ids)))
     right = 0
     for entries in by_length.values():
         for start in range(0, len(entries), BATCH):

@@ -17,6 +17,7 @@ def check_inputs(job: RLJob) -> None:
     with tempfile.TemporaryDirectory(prefix="twinpod-") as folder:
         write_model_folder(job, Path(folder))
         tokenizer = Tokenizer(Path(folder))
-        dataset = open_dataset(job.spec.dataset, job.spec.seed)
-        build_prompts(dataset, job.spec.dataset.template, tokenizer)
+        data = job.spec.dataset
+        dataset = open_dataset(data, job.spec.seed)
+        build_prompts(dataset, data.template, tokenizer, special=data.add_special_tokens)
         choose(job.spec.reward, dataset.verifier)

@@ -3,8 +3,8 @@
 Runs as `python -I -S entry.py` in fresh mount and PID namespaces, standard library only, with the plan as JSON on
 standard input: {"binds": [[source, target, read_only], ...], "keep": [path, ...], "command": [...], "environment":
 {...}, "folder": working directory}. A mount may hide what the container needs, for example a checkout below /tmp: the
-paths in `keep` are shown again where they were. Exit code 125 when the container cannot be made, with the reason on
-standard error; 127 when its command does not exist.
+paths in `keep` are shown again where they were, symbolic links as links to what they led to. Exit code 125 when the
+container cannot be made, with the reason on standard error; 127 when its command does not exist.
 """
 
 import ctypes
@@ -36,17 +36,27 @@ def show_again(libc: ctypes.CDLL, path: str, handle: int) -> None:
     bind(libc, handle, path, False)
 
 
+def link_again(path: str, real: str) -> None:
+    """Makes the symbolic link `path` again, if a mount has hidden it."""
+    if path != real and not os.path.lexists(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.symlink(real, path)
+
+
 def main() -> None:
     """Reads the plan, mounts, and executes; does not return."""
     plan = json.loads(sys.stdin.buffer.read())
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         sources = [os.open(source, os.O_PATH) for source, _, _ in plan["binds"]]  # before a mount can hide them
-        kept = [(path, os.open(path, os.O_PATH)) for path in plan["keep"] if os.path.exists(path)]
+        seen = [(path, os.path.realpath(path)) for path in plan["keep"] if os.path.exists(path)]
+        kept = [(real, os.open(real, os.O_PATH)) for real in dict.fromkeys(real for _, real in seen)]
         for source, (_, target, read_only) in zip(sources, plan["binds"], strict=True):
             bind(libc, source, target, read_only)
         for path, handle in kept:
             show_again(libc, path, handle)
+        for path, real in seen:
+            link_again(path, real)
         os.chdir(plan["folder"])
     except OSError as error:
         print(f"twinpod local: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from twinpod.api.types import RLJob
@@ -136,17 +136,25 @@ def containers_of(pod: Pod) -> tuple[Container, ...]:
 
 
 def needed_paths(job: RLJob) -> tuple[str, ...]:
-    """What every process of a run reads in place: Python, this checkout, the working directory, files that the job
-    names.
+    """What every process of a run reads in place: Python, this checkout, the working directory, what the job names.
+
+    A folder may hold links to files elsewhere (a snapshot in a Hugging Face cache leads to ../../blobs): these, too.
     """
     model, data = job.spec.model, job.spec.dataset
-    named = (
-        model.from_,
-        model.tokenizer.path if model.tokenizer else None,
-        data.json_lines.path if data.json_lines else None,
-    )
-    every = [sys.prefix, sys.base_prefix, *sys.path, os.getcwd(), *(os.path.abspath(path) for path in named if path)]
-    return tuple(dict.fromkeys(os.path.realpath(path) for path in every if path and os.path.exists(path)))
+    folders = [path for path in (model.from_, model.tokenizer.path if model.tokenizer else None) if path]
+    files = [data.json_lines.path] if data.json_lines else []
+    named = [os.path.abspath(path) for path in (*folders, *files)]
+    every = [sys.prefix, sys.base_prefix, *sys.path, os.getcwd(), *named]
+    linked = (link for folder in folders if os.path.isdir(folder) for link in _linked_files(folder))
+    return tuple(dict.fromkeys(path for path in (*every, *linked) if path and os.path.exists(path)))
+
+
+def _linked_files(folder: str) -> Iterator[str]:
+    """Where the links in a folder lead to, when that is outside of it."""
+    inside = os.path.realpath(folder) + os.sep
+    for entry in os.scandir(folder):
+        if entry.is_symlink() and not (real := os.path.realpath(entry.path)).startswith(inside):
+            yield real
 
 
 def check_memory(pods: Sequence[Pod]) -> None:

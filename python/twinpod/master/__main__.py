@@ -75,7 +75,8 @@ async def run(job: RLJob, environment: Environment) -> int:
     """Wire everything, conduct the run, let go of everything."""
     tokenizer = Tokenizer(environment.model_folder)
     dataset = open_dataset(job.spec.dataset, job.spec.seed)
-    prompts, held_out = build_prompts(dataset, job.spec.dataset.template, tokenizer)
+    data = job.spec.dataset
+    prompts, held_out = build_prompts(dataset, data.template, tokenizer, special=data.add_special_tokens)
     reward = choose(job.spec.reward, dataset.verifier)
     settings = settings_of(job, tokenizer.stop_ids)
     host = listening_host(environment.address)

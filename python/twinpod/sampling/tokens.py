@@ -6,8 +6,9 @@ on are the same ids.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,19 @@ from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Prompt
 from twinpod.sampling.items import Dataset, Item
 
-__all__ = ["Tokenizer", "build_prompts", "fill"]
+__all__ = ["NO_TEXT", "Tokenizer", "build_prompts", "fill"]
+
+NO_TEXT = "\ufffd"  # stands in an answer for an id that the tokenizer has no text for; no prompt's answer has it
+BLANK = "\0"
+PROBES = "0a"  # texts that a post-processor's tokens show around; the vocabulary's own words come next
 
 
 class Tokenizer:
-    """A tokenizer of the library `tokenizers`. `eos_id` ends an answer; `stop_ids` are all ids that do (eos first)."""
+    """A tokenizer of the library `tokenizers`. `eos_id` ends an answer; `stop_ids` are all ids that do (eos first).
+
+    `opening` are the ids that its post-processor puts before a text, such as a BOS. What it puts behind a text is never
+    taken: an answer follows there.
+    """
 
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
@@ -42,7 +51,11 @@ class Tokenizer:
         self._unknown = self._unknown_id()
         self.stop_ids = self._read_stops(folder)
         self.eos_id = self.stop_ids[0]
-        self.size = self._vocabulary.get_vocab_size()
+        self.opening = self._read_opening()
+        known = np.fromiter(self._vocabulary.get_vocab(with_added_tokens=True).values(), dtype=np.int64)
+        self.size = int(known.max(initial=-1)) + 1
+        self._has_text = np.zeros(self.size + 1, dtype=np.bool_)  # the last one is for every larger id
+        self._has_text[known] = True
 
     def encode(self, text: str) -> TokenIds:
         """Ids of the text, without special tokens added."""
@@ -52,17 +65,32 @@ class Tokenizer:
         """The same for many texts at once."""
         return [TokenIds(one.ids) for one in self._vocabulary.encode_batch(list(texts), add_special_tokens=False)]
 
+    def opened(self, ids: TokenIds) -> TokenIds:
+        """The ids with `opening` before them, once: a template may have written it already."""
+        return ids if ids[: len(self.opening)] == self.opening else self.opening + ids
+
     def decode(self, ids: TokenIds) -> str:
         """Text of the ids before the first that ends an answer. Other special tokens stand as their own text: left out,
-        a model would learn to write them for nothing (it did: most answers had a padding token somewhere).
+        a model would learn to write them for nothing (it did: most answers had a padding token somewhere). An id that
+        has no text, where the embedding has more rows than the tokenizer has tokens, reads as `NO_TEXT`.
         """
-        ends = np.flatnonzero(np.isin(ids.array, self.stop_ids))
-        kept = ids[: int(ends[0])] if ends.size else ids
-        return str(self._vocabulary.decode(kept.array.tolist(), skip_special_tokens=False))
+        stops = np.flatnonzero(np.isin(ids.array, self.stop_ids))
+        array = ids.array[: stops[0]] if stops.size else ids.array
+        holes = np.flatnonzero(~self._has_text[np.clip(array, 0, self.size)])
+        edges = [-1, *holes.tolist(), array.size]
+        runs = (array[before + 1 : after].tolist() for before, after in itertools.pairwise(edges))
+        return NO_TEXT.join(self._vocabulary.decode(run, skip_special_tokens=False) for run in runs)
 
-    def missing(self, texts: Iterable[str]) -> set[str]:
+    def missing(self, texts: Sequence[str]) -> set[str]:
         """The characters of the texts that the tokenizer cannot express."""
-        return {character for character in set().union(*texts) if not self._knows(character)}
+        unknown = {character for character in set().union(*texts) if not self._knows(character)}
+        return unknown & set().union(*map(self.blanked, texts)) if unknown else unknown
+
+    def blanked(self, text: str) -> str:
+        """The text with added tokens, such as a BOS that a template writes, blanked out: they are no characters."""
+        for token in self._vocabulary.get_added_tokens_decoder().values():
+            text = text.replace(token.content, BLANK * len(token.content))
+        return text
 
     def _knows(self, character: str) -> bool:
         try:
@@ -74,6 +102,15 @@ class Tokenizer:
     def _unknown_id(self) -> int | None:
         word = getattr(self._vocabulary.model, "unk_token", None)
         return None if word is None else self._vocabulary.token_to_id(word)
+
+    def _read_opening(self) -> TokenIds:
+        words = itertools.chain(PROBES, self._vocabulary.get_vocab(with_added_tokens=False))
+        probe = next((word for word in words if self._knows(word)), None)
+        if probe is None:
+            return TokenIds()
+        found = self._vocabulary.encode(probe, add_special_tokens=True)
+        added = itertools.takewhile(lambda pair: pair[1] is None, zip(found.ids, found.sequence_ids, strict=True))
+        return TokenIds(token for token, _ in added)
 
     def _read_stops(self, folder: Path) -> tuple[int, ...]:
         ids: list[int] = []
@@ -109,19 +146,22 @@ def fill(template: str, prompt: str) -> str:
 
 
 def build_prompts(
-    dataset: Dataset, template: str, tokenizer: Tokenizer
+    dataset: Dataset, template: str, tokenizer: Tokenizer, *, special: bool
 ) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """Training and held-out prompts, with ids by `Dataset`'s rule.
+    """Training and held-out prompts, with ids by `Dataset`'s rule. `special`: `Tokenizer.opened` of each.
 
     InputError names the prompt, the line and the character when the tokenizer lacks one.
     """
     items = (*dataset.training, *dataset.held_out)
     texts = [fill(template, item.prompt) for item in items]
     if missing := tokenizer.missing(texts):
-        raise _lacking(missing, items, texts)
+        raise _lacking(missing, items, [tokenizer.blanked(text) for text in texts])
+    encoded = tokenizer.encode_many(texts)
+    if special:
+        encoded = [tokenizer.opened(tokens) for tokens in encoded]
     prompts = tuple(
         Prompt(prompt_id=number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=tokens)
-        for number, (item, text, tokens) in enumerate(zip(items, texts, tokenizer.encode_many(texts), strict=True))
+        for number, (item, text, tokens) in enumerate(zip(items, texts, encoded, strict=True))
     )
     return prompts[: len(dataset.training)], prompts[len(dataset.training) :]
 

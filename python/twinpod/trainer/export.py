@@ -26,7 +26,8 @@ from twinpod.trainer.wire import Control
 
 WEIGHTS = "model.safetensors"
 GENERATION = "generation_config.json"
-LEFT_OUT = ("config.json", ".safetensors", ".safetensors.index.json", ".bin", ".partial")
+WRITTEN = ("config.json",)  # by the export itself
+LEFT_OUT = (".safetensors", ".safetensors.index.json", ".bin", ".partial")
 
 
 def export_folder(
@@ -88,7 +89,7 @@ def _write_parts(rank: RankModel, path: Path, base: int, starts: Mapping[str, in
 def _write_texts(folder: Path, config: Mapping[str, Any], dtype: str, beside: Path | None) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "dtype": dtype}, indent=2) + "\n")
     for path in sorted(beside.iterdir()) if beside else ():
-        if path.is_file() and (path.name == GENERATION or not path.name.endswith(LEFT_OUT)):
+        if path.is_file() and path.name not in WRITTEN and not path.name.endswith(LEFT_OUT):
             shutil.copyfile(path, folder / path.name)
     if not (folder / GENERATION).exists():
         special = {
