@@ -8,12 +8,16 @@ import pytest
 
 from twinpod.errors import InputError
 from twinpod.sampling.letters import reverse
-from twinpod.sampling.policy import Draw, SamplingPolicy
+from twinpod.sampling.policy import Draw, PromptHistory, SamplingPolicy
 from twinpod.sampling.uniform import Uniform, at, order
 
 
+def unread() -> tuple[PromptHistory, ...]:
+    raise AssertionError("uniform sampling needs no history")
+
+
 def test_every_prompt_comes_once_a_pass_and_passes_differ():
-    draws = Uniform(size=50, seed=3).draw(0, 150)
+    draws = Uniform(size=50, seed=3).draw(0, 150, unread)
     assert Counter((draw.epoch, draw.prompt_id) for draw in draws) == Counter(
         (e, p) for e in range(3) for p in range(50)
     )
@@ -26,9 +30,9 @@ def test_where_it_goes_on_depends_only_on_how_many_were_taken(steps):
     policy: SamplingPolicy = Uniform(size=10, seed=0)
     taken, draws = 0, []
     for count in steps:
-        draws.extend(policy.draw(taken, count, ()))
+        draws.extend(policy.draw(taken, count, unread))
         taken += count
-    assert tuple(draws) == policy.draw(0, 23, ())
+    assert tuple(draws) == policy.draw(0, 23, unread)
 
 
 def test_the_order_is_fixed_for_ever():

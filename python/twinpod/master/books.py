@@ -13,34 +13,25 @@ event loop. Reading is in `books_read`, the tables and their constraints in `boo
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from twinpod.errors import EnvironmentFault, InputError, InUse, StaleEpoch
+from twinpod.errors import EnvironmentFault, StaleEpoch
 from twinpod.master import books_read as read
+from twinpod.master.books_file import FILE, Identity, connect, lock_folder, set_meta
 from twinpod.master.books_rollback import RECOUNT_PROMPT, roll_back
-from twinpod.master.books_schema import SCHEMA, SCHEMA_VERSION
 from twinpod.records import codec
 from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Trajectory
 from twinpod.records.run import IterationRecord, Progress
 
-FILE = "books.sqlite"
+__all__ = ["FILE", "Books", "EvaluationAnswer", "Identity", "Resume", "Scored", "Stored"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Which job a folder belongs to: the parts of its spec that may not change between two starts, as JSON by name."""
-
-    job: str
-    fields: Mapping[str, str]
+MOST_TRIES = 3  # groups that a prompt may have in one pass; then it is passed over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +90,9 @@ class Books:
 
         Another job's folder or a newer schema. InUse: another master has it. EnvironmentFault: no room.
         """
-        lock = _lock(folder)
+        lock = lock_folder(folder)
         try:
-            connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False, timeout=30)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            _create_or_check(connection, folder, identity)
+            connection = connect(folder / FILE, identity)
         except sqlite3.Error as error:
             lock.close()
             raise EnvironmentFault(
@@ -129,7 +116,7 @@ class Books:
                 raise StaleEpoch(
                     f"epoch {newest} has written here, this is epoch {epoch}", where=str(self.folder / FILE)
                 )
-            _set_meta(db, "epoch", str(epoch))
+            set_meta(db, "epoch", str(epoch))
         self.epoch = epoch
 
     def resume(self, exists: Callable[[str], bool]) -> Resume:
@@ -142,7 +129,7 @@ class Books:
             line = int(read.meta(db, "line", "1"))
             if lost := sum(row[0] > iteration for row in commits):
                 line += 1
-                _set_meta(db, "line", str(line))
+                set_meta(db, "line", str(line))
                 roll_back(db, iteration)
             newest = read.newest_version(db)
             _count(db, "resumes", 1 if newest else 0)
@@ -165,7 +152,9 @@ class Books:
         """New open groups, one a (prompt, pass), each with `size` trajectories, whose ids are `group_id * size + j`."""
         groups = []
         with self._transaction() as db:
+            fresh = 0
             for prompt, number in prompts:
+                fresh += not db.execute(_BEGIN_AGAIN, (prompt.prompt_id, number)).rowcount
                 db.execute(
                     "INSERT INTO prompts (prompt_id, text, answer, difficulty, tokens) VALUES (?, ?, ?, ?, ?)"
                     " ON CONFLICT DO NOTHING",
@@ -191,6 +180,7 @@ class Books:
                         trajectories=blank,
                     )
                 )
+            set_meta(db, "opened", str(read.opened(db) + fresh))
         return tuple(groups)
 
     def store(self, segments: Iterable[Segment], iteration: int) -> Stored:
@@ -224,12 +214,15 @@ class Books:
             _count(db, "trajectories_masked", sum(bool(row[2]) for row in rows))
 
     def drop(self, group_ids: Sequence[int], reason: str) -> None:
-        """Give groups up, counted as `groups_dropped_<reason>`; their prompts may be begun again in the same pass."""
+        """Give groups up, counted as `groups_dropped_<reason>`.
+
+        Their prompts are to be begun again in the same pass, until MOST_TRIES groups of one were given up.
+        """
         with self._transaction() as db:
-            db.executemany(
-                "UPDATE groups SET state = 'dropped' WHERE group_id = ? AND state IN ('open', 'finished')",
-                [(one,) for one in group_ids],
-            )
+            for one in group_ids:
+                row = db.execute(_DROP, (one,)).fetchone()
+                if row is not None:
+                    db.execute(_TRY_AGAIN, (*row, one, MOST_TRIES))
             _count(db, f"groups_dropped_{reason}", len(group_ids))
 
     def count(self, name: str, by: int = 1) -> None:
@@ -245,10 +238,7 @@ class Books:
                 (prompt_id, number) = db.execute(
                     "SELECT prompt_id, pass FROM groups WHERE group_id = ?", (group_id,)
                 ).fetchone()
-                db.execute(
-                    "INSERT INTO trained (prompt_id, pass, group_id, iteration, line) VALUES (?, ?, ?, ?, ?)",
-                    (prompt_id, number, group_id, record.iteration, record.line),
-                )
+                db.execute(_INSERT_TRAINED, (prompt_id, number, group_id, record.iteration, record.line, group_id))
                 db.execute("UPDATE groups SET state = 'trained' WHERE group_id = ?", (group_id,))
                 db.execute(RECOUNT_PROMPT, (prompt_id,))
             _insert_version(db, record.version, record.iteration, self.epoch, digest)
@@ -263,8 +253,8 @@ class Books:
     def note(self, progress: Progress) -> None:
         """Where the run stands, and its state."""
         with self._transaction() as db:
-            _set_meta(db, "state", progress.state)
-            _set_meta(db, "progress", codec.dumps(progress))
+            set_meta(db, "state", progress.state)
+            set_meta(db, "progress", codec.dumps(progress))
 
     @contextmanager
     def _transaction(self, *, check: bool = True) -> Iterator[sqlite3.Connection]:
@@ -294,63 +284,22 @@ UPDATE groups SET state = 'finished' WHERE state = 'open'
 AND group_id = (SELECT group_id FROM trajectories WHERE trajectory_id = ?)
 AND NOT EXISTS (SELECT 1 FROM trajectories t WHERE t.group_id = groups.group_id AND t.terminal = 0)
 """
+_BEGIN_AGAIN = "UPDATE again SET waiting = 0 WHERE prompt_id = ? AND pass = ?"
+_DROP = """
+UPDATE groups SET state = 'dropped' WHERE group_id = ? AND state IN ('open', 'finished') RETURNING prompt_id, pass
+"""
+_TRY_AGAIN = """
+INSERT INTO again (prompt_id, pass, since, tries, waiting) VALUES (?, ?, ?, 1, 1)
+ON CONFLICT DO UPDATE SET tries = tries + 1, waiting = tries + 1 < ?
+"""
+_INSERT_TRAINED = """
+INSERT INTO trained (prompt_id, pass, group_id, iteration, line, tries, reward_sum, right_count)
+SELECT ?, ?, ?, ?, ?, count(reward), coalesce(sum(reward), 0), coalesce(sum(correct), 0)
+FROM trajectories WHERE group_id = ? AND reward IS NOT NULL
+"""
 _COLUMNS = ", ".join(read.ITERATION_COLUMNS)
 _MARKS = ", ".join("?" * len(read.ITERATION_COLUMNS))
 _INSERT_ITERATION = f"INSERT INTO iterations ({_COLUMNS}) VALUES ({_MARKS})"  # noqa: S608  # names of ours
-
-
-def _lock(folder: Path) -> IO[str]:
-    """The folder's lock; it goes with the process, so a killed master leaves none behind."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "books.lock").open("a+")
-    except OSError as error:
-        raise EnvironmentFault(
-            error.strerror or str(error), where=str(folder), mend="make the state folder writable"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
-        raise InUse(
-            f"another master (process {holder}) works in this folder",
-            where=str(folder),
-            mend="stop it, or choose another folder",
-        ) from error
-    lock.seek(0)
-    lock.truncate()
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock
-
-
-def _create_or_check(db: sqlite3.Connection, folder: Path, identity: Identity) -> None:
-    where = str(folder / FILE)
-    (found,) = db.execute("PRAGMA user_version").fetchone()
-    if found == 0:
-        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    elif found != SCHEMA_VERSION:
-        raise InputError(
-            f"was written by another Twinpod (schema {found}, this one knows {SCHEMA_VERSION})",
-            where=where,
-            mend="go on with the Twinpod that wrote it, or begin in another folder",
-        )
-    if read.meta(db, "identity", "") == "":
-        db.execute("BEGIN IMMEDIATE")
-        _set_meta(db, "job", identity.job)
-        _set_meta(db, "identity", json.dumps(dict(identity.fields), sort_keys=True))
-        db.execute("COMMIT")
-        return
-    stands: dict[str, str] = json.loads(read.meta(db, "identity", "{}"))
-    wanted = dict(identity.fields)
-    if differ := sorted(name for name in stands.keys() | wanted.keys() if stands.get(name) != wanted.get(name)):
-        raise InputError(
-            f"belongs to another run: job {read.meta(db, 'job', '?')!r} with another {', '.join(differ)}",
-            where=where,
-            mend="undo the change, or choose another folder",
-        )
 
 
 def _insert_segment(db: sqlite3.Connection, segment: Segment, start: int, iteration: int) -> None:
@@ -382,7 +331,3 @@ def _count(db: sqlite3.Connection, name: str, by: int) -> None:
             "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET count = count + excluded.count",
             (name, by),
         )
-
-
-def _set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
-    db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value))

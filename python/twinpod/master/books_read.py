@@ -64,24 +64,29 @@ def surviving_version(db: sqlite3.Connection) -> int:
 def chain_end(db: sqlite3.Connection, segment: Segment) -> tuple[bool, int, int]:
     """For a returned segment: may it be stored at all, the index that its trajectory wants next, the tokens it has."""
     row = db.execute(
-        "SELECT t.terminal, g.state, EXISTS (SELECT 1 FROM versions WHERE version = ? AND rolled_back = 0),"
-        " (SELECT count(*) FROM segments s WHERE s.trajectory_id = t.trajectory_id AND s.rolled_back = 0),"
-        " (SELECT coalesce(sum(count), 0) FROM segments s"
-        "  WHERE s.trajectory_id = t.trajectory_id AND s.rolled_back = 0)"
+        "SELECT t.terminal, g.state, EXISTS (SELECT 1 FROM versions WHERE version = ? AND rolled_back = 0)"
         " FROM trajectories t JOIN groups g USING (group_id) WHERE t.trajectory_id = ?",
         (segment.version, segment.trajectory_id),
     ).fetchone()
     if row is None:
         return False, 0, 0
-    terminal, state, surviving, count, tokens = row
-    return bool(state == "open" and not terminal and surviving), int(count), int(tokens)
+    terminal, state, surviving = row
+    last = db.execute(
+        "SELECT idx + 1, start + count FROM segments WHERE trajectory_id = ? AND rolled_back = 0"
+        " ORDER BY idx DESC LIMIT 1",
+        (segment.trajectory_id,),
+    ).fetchone()
+    index, tokens = last or (0, 0)
+    return bool(state == "open" and not terminal and surviving), int(index), int(tokens)
 
 
 def groups_in(db: sqlite3.Connection, states: Sequence[GroupState]) -> tuple[Group, ...]:
     """All groups in these states with their surviving segments, oldest first."""
     marks = ", ".join("?" * len(states))
+    waiting = set(states) <= {GroupState.OPEN, GroupState.FINISHED}
+    indexed = "state IN ('open', 'finished') AND" if waiting else ""  # said so that SQLite sees its partial index
     rows = db.execute(
-        f"SELECT group_id FROM groups WHERE state IN ({marks}) ORDER BY born, group_id",  # noqa: S608  # marks and names of ours
+        f"SELECT group_id FROM groups WHERE {indexed} state IN ({marks}) ORDER BY born, group_id",  # noqa: S608  # marks and names of ours
         [state.value for state in states],
     ).fetchall()
     return load_groups(db, [row[0] for row in rows])
@@ -166,11 +171,15 @@ def generated_in(db: sqlite3.Connection, iteration: int) -> int:
 
 
 def held(db: sqlite3.Connection) -> tuple[Held, ...]:
-    """Every group that waits to be trained, open ones included, without its tokens."""
+    """Every group that waits to be trained, open ones included, without its tokens.
+
+    A trajectory's oldest segment is its first: iterations only grow along a chain.
+    """
     rows = db.execute(
         "SELECT g.group_id, g.born, g.size, coalesce("
-        " (SELECT min(s.iteration) FROM segments s JOIN trajectories t USING (trajectory_id)"
-        " WHERE t.group_id = g.group_id AND s.rolled_back = 0), g.born),"
+        " (SELECT min(s.iteration) FROM trajectories t"
+        "  JOIN segments s ON s.trajectory_id = t.trajectory_id AND s.idx = 0 AND s.rolled_back = 0"
+        "  WHERE t.group_id = g.group_id), g.born),"
         " (SELECT count(*) FROM trajectories t"
         "  WHERE t.group_id = g.group_id AND t.terminal = 1 AND t.reward IS NOT NULL),"
         " (SELECT count(*) FROM trajectories t WHERE t.group_id = g.group_id AND t.terminal = 1 AND t.masked != '')"
@@ -185,7 +194,7 @@ def held(db: sqlite3.Connection) -> tuple[Held, ...]:
 def unscored(db: sqlite3.Connection) -> tuple[int, ...]:
     """Terminal trajectories of waiting groups without a verdict: a master died between storing and scoring them."""
     rows = db.execute(
-        "SELECT t.trajectory_id FROM trajectories t JOIN groups g USING (group_id)"
+        "SELECT t.trajectory_id FROM groups g CROSS JOIN trajectories t USING (group_id)"  # the few groups first
         " WHERE t.terminal = 1 AND t.reward IS NULL AND t.masked = '' AND g.state IN ('open', 'finished')"
         " ORDER BY t.trajectory_id"
     )
@@ -194,17 +203,13 @@ def unscored(db: sqlite3.Connection) -> tuple[int, ...]:
 
 def opened(db: sqlite3.Connection) -> int:
     """How many (prompt, pass) pairs were ever begun: the sampler's place."""
-    return int(db.execute("SELECT count(*) FROM (SELECT DISTINCT prompt_id, pass FROM groups)").fetchone()[0])
+    return int(meta(db, "opened", "0"))
 
 
 def given_up(db: sqlite3.Connection, most: int) -> tuple[tuple[int, int], ...]:
-    """(prompt, pass) pairs whose groups were all dropped, fewer than `most` times: to be begun again, oldest first."""
+    """(prompt, pass) pairs to be begun again, at most `most`, oldest first: see `Books.drop`."""
     return tuple(
-        db.execute(
-            "SELECT prompt_id, pass FROM groups GROUP BY prompt_id, pass"
-            " HAVING sum(state != 'dropped') = 0 AND count(*) < ? ORDER BY min(group_id)",
-            (most,),
-        )
+        db.execute("SELECT prompt_id, pass FROM again WHERE waiting = 1 ORDER BY since LIMIT ?", (most,)).fetchall()
     )
 
 

@@ -6,9 +6,8 @@ import sqlite3
 
 RECOUNT_PROMPT = """
 UPDATE prompts SET (times_trained, tries, reward_sum, right_count) = (
-    SELECT count(DISTINCT trained.rowid), count(t.reward), coalesce(sum(t.reward), 0), coalesce(sum(t.correct), 0)
-    FROM trained JOIN trajectories t USING (group_id)
-    WHERE trained.prompt_id = prompts.prompt_id AND trained.rolled_back = 0
+    SELECT count(*), coalesce(sum(t.tries), 0), coalesce(sum(t.reward_sum), 0), coalesce(sum(t.right_count), 0)
+    FROM trained t WHERE t.prompt_id = prompts.prompt_id AND t.rolled_back = 0
 ) WHERE prompt_id = ?
 """
 _REWIND = """
@@ -22,15 +21,14 @@ _LOST = "rolled_back = 0 AND version IN (SELECT version FROM versions WHERE roll
 
 def roll_back(db: sqlite3.Connection, iteration: int) -> None:
     """Give up every commit after `iteration`, and every token that weights trained after it have made."""
-    prompts = db.execute(
-        "SELECT DISTINCT prompt_id FROM trained WHERE iteration > ? AND rolled_back = 0", (iteration,)
-    ).fetchall()
+    lost = "SELECT prompt_id FROM trained WHERE iteration > ? AND rolled_back = 0"
+    prompts = set(db.execute(lost, (iteration,)))  # DISTINCT in SQL would read the whole table in the order of prompts
     db.execute(
         "UPDATE groups SET state = 'finished'"
         " WHERE group_id IN (SELECT group_id FROM trained WHERE iteration > ? AND rolled_back = 0)",
         (iteration,),
     )
-    db.execute("UPDATE trained SET rolled_back = 1 WHERE iteration > ?", (iteration,))
+    db.execute("UPDATE trained SET rolled_back = 1 WHERE iteration > ? AND rolled_back = 0", (iteration,))
     db.execute("UPDATE iterations SET rolled_back = 1 WHERE iteration > ?", (iteration,))
     db.execute("UPDATE versions SET rolled_back = 1 WHERE iteration > ?", (iteration,))
     db.executemany(RECOUNT_PROMPT, prompts)
@@ -38,7 +36,7 @@ def roll_back(db: sqlite3.Connection, iteration: int) -> None:
     db.execute(f"UPDATE segments SET rolled_back = 1 WHERE {_LOST}")  # noqa: S608
     db.executemany(_REWIND, rewound)
     db.execute(
-        "UPDATE groups SET state = 'open' WHERE state = 'finished'"
+        "UPDATE groups SET state = 'open' WHERE state IN ('open', 'finished') AND state = 'finished'"  # by its index
         " AND EXISTS (SELECT 1 FROM trajectories t WHERE t.group_id = groups.group_id AND t.terminal = 0)"
     )
     db.execute("DELETE FROM evaluations WHERE iteration > ?", (iteration,))

@@ -1,15 +1,20 @@
 """The tables of the books, and the constraints that make double work impossible at the database itself.
 
-    one_live_group      a prompt has at most one living group a pass over the data set one_training        a prompt is
-    trained at most once a pass on the surviving line one_segment         a trajectory has at most one surviving
-    segment of each index segments_join       a surviving segment begins where the ones before it end: no token is
-    stored twice, none is missing one_commit          an iteration is committed at most once on the surviving line
+- `one_live_group`: a prompt has at most one living group a pass over the data set.
+- `one_training`: a prompt is trained at most once a pass on the surviving line.
+- `one_segment`: a trajectory has at most one surviving segment of each index.
+- `segments_join`: a surviving segment begins where the one before it ends: no token is stored twice, none is missing.
+- `one_commit`: an iteration is committed at most once on the surviving line.
 
 Token ids are little-endian int32, log-probs little-endian float32, one after the other. `rolled_back` rows belong to
 a line that a resume gave up; they stay for the record and count for nothing.
+
+Every question that a run asks again and again is answered by an index or a counter, so that it costs the same in
+iteration 1,000 as in 1: `again` holds the prompts to be begun once more, the counter `opened` in `meta` how many were
+begun at all, `trained` what a training adds to its prompt's history.
 """
 
-SCHEMA_VERSION = 2  # PRAGMA user_version
+SCHEMA_VERSION = 3  # PRAGMA user_version
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -26,7 +31,15 @@ CREATE TABLE groups (
     state TEXT NOT NULL CHECK (state IN ('open', 'finished', 'trained', 'dropped', 'rolled-back'))
 );
 CREATE UNIQUE INDEX one_live_group ON groups (prompt_id, pass) WHERE state IN ('open', 'finished', 'trained');
-CREATE INDEX groups_by_state ON groups (state) WHERE state IN ('open', 'finished');
+CREATE INDEX groups_waiting ON groups (born, group_id) WHERE state IN ('open', 'finished');
+CREATE TABLE again (                            -- prompts whose groups were all given up, to be begun once more
+    prompt_id INTEGER NOT NULL, pass INTEGER NOT NULL,
+    since INTEGER NOT NULL,                     -- the first of those groups: the oldest comes first
+    tries INTEGER NOT NULL,                     -- groups given up so far
+    waiting INTEGER NOT NULL,                   -- 1: to be begun; 0: a group of it lives
+    PRIMARY KEY (prompt_id, pass)
+) WITHOUT ROWID;
+CREATE INDEX again_waiting ON again (since) WHERE waiting = 1;
 CREATE TABLE trajectories (
     trajectory_id INTEGER PRIMARY KEY,
     group_id INTEGER NOT NULL REFERENCES groups,
@@ -53,10 +66,13 @@ CREATE TABLE segments (
     CHECK (length(tokens) = 4 * count AND length(logps) = CASE kind WHEN 'given' THEN 0 ELSE 4 * count END)
 );
 CREATE UNIQUE INDEX one_segment ON segments (trajectory_id, idx) WHERE rolled_back = 0;
+CREATE INDEX segments_by_iteration ON segments (iteration, trajectory_id, count) WHERE rolled_back = 0;
+CREATE INDEX segments_by_version ON segments (version, count) WHERE rolled_back = 0;
 CREATE TRIGGER segments_join BEFORE INSERT ON segments
-WHEN NEW.rolled_back = 0 AND NEW.start != (
-    SELECT coalesce(sum(count), 0) FROM segments WHERE trajectory_id = NEW.trajectory_id AND rolled_back = 0
-)
+WHEN NEW.rolled_back = 0 AND NEW.start != coalesce((
+    SELECT start + count FROM segments WHERE trajectory_id = NEW.trajectory_id AND rolled_back = 0
+    ORDER BY idx DESC LIMIT 1
+), 0)
 BEGIN SELECT raise(ABORT, 'segment does not begin where the trajectory ends'); END;
 CREATE TABLE iterations (
     id INTEGER PRIMARY KEY,
@@ -74,9 +90,11 @@ CREATE TABLE iterations (
 CREATE UNIQUE INDEX one_commit ON iterations (iteration) WHERE rolled_back = 0;
 CREATE TABLE trained (
     prompt_id INTEGER NOT NULL, pass INTEGER NOT NULL, group_id INTEGER NOT NULL REFERENCES groups,
-    iteration INTEGER NOT NULL, line INTEGER NOT NULL, rolled_back INTEGER NOT NULL DEFAULT 0
+    iteration INTEGER NOT NULL, line INTEGER NOT NULL, rolled_back INTEGER NOT NULL DEFAULT 0,
+    tries INTEGER NOT NULL, reward_sum REAL NOT NULL, right_count INTEGER NOT NULL  -- scored trajectories of the group
 );
 CREATE UNIQUE INDEX one_training ON trained (prompt_id, pass) WHERE rolled_back = 0;
+CREATE INDEX trained_by_iteration ON trained (iteration) WHERE rolled_back = 0;
 CREATE TABLE versions (
     version INTEGER PRIMARY KEY, iteration INTEGER NOT NULL, epoch INTEGER NOT NULL, digest TEXT NOT NULL,
     rolled_back INTEGER NOT NULL DEFAULT 0

@@ -9,8 +9,6 @@ from twinpod.master import books_read as read
 from twinpod.records.rollout import Prompt
 from twinpod.sampling.policy import PromptHistory, SamplingPolicy
 
-MOST_TRIES = 3  # groups that a prompt may have in one pass; then it is passed over
-
 
 class PromptSource:
     """Prompts in the order of the policy. Remembers nothing: its place is read from the books."""
@@ -20,11 +18,14 @@ class PromptSource:
 
     def next(self, db: sqlite3.Connection, count: int) -> tuple[tuple[Prompt, int], ...]:
         """The next `count` (prompt, pass) pairs."""
-        again = read.given_up(db, MOST_TRIES)[:count]
-        history = tuple(
-            PromptHistory(prompt_id=prompt_id, difficulty=difficulty, attempts=tries, successes=right)
-            for prompt_id, difficulty, tries, right in read.histories(db)
-        )
-        draws = self._policy.draw(read.opened(db), count - len(again), history)
+        again = read.given_up(db, count)
+        draws = self._policy.draw(read.opened(db), count - len(again), lambda: _histories(db))
         pairs = (*again, *((draw.prompt_id, draw.epoch) for draw in draws))
         return tuple((self._prompts[prompt_id], number) for prompt_id, number in pairs)
+
+
+def _histories(db: sqlite3.Connection) -> tuple[PromptHistory, ...]:
+    return tuple(
+        PromptHistory(prompt_id=prompt_id, difficulty=difficulty, attempts=tries, successes=right)
+        for prompt_id, difficulty, tries, right in read.histories(db)
+    )

@@ -5,7 +5,7 @@ The order follows from seed and pass alone, so the place in it is one number: ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -38,6 +38,6 @@ class Uniform:
     size: int
     seed: int
 
-    def draw(self, taken: int, count: int, history: Sequence[PromptHistory] = ()) -> tuple[Draw, ...]:
+    def draw(self, taken: int, count: int, history: Callable[[], Sequence[PromptHistory]]) -> tuple[Draw, ...]:
         """See SamplingPolicy; `history` is not read."""
         return tuple(at(taken + number, self.size, self.seed) for number in range(count))
