@@ -35,7 +35,7 @@ async def test_orders_of_an_iteration_come_in_the_order_of_the_circle(tmp_path: 
     verbs = [order.verb for order in world.orders if order.verb is not Verb.PREPARE]  # beside the others
     assert verbs == [
         Verb.REST, Verb.ONLOAD, Verb.PUBLISH, Verb.SERVE, Verb.REST, Verb.TRAIN, Verb.PUBLISH, Verb.SNAPSHOT,
-        Verb.SERVE, Verb.REST, Verb.EXPORT, Verb.EXIT, Verb.EXIT,
+        Verb.EXPORT, Verb.SERVE, Verb.REST, Verb.EXIT, Verb.EXIT,
     ]  # fmt: skip
     assert len({order.key for order in world.orders}) >= len(world.orders) - 1  # EXIT goes to both halves under one key
 
@@ -45,8 +45,8 @@ async def test_where_memory_is_shared_engines_come_up_only_after_the_trainer_has
     await world.run()
     assert [order.verb for order in world.orders] == [
         Verb.REST, Verb.ONLOAD, Verb.PUBLISH, Verb.OFFLOAD, Verb.PREPARE,
-        Verb.SERVE, Verb.REST, Verb.ONLOAD, Verb.TRAIN, Verb.PUBLISH, Verb.SNAPSHOT, Verb.OFFLOAD, Verb.PREPARE,
-        Verb.SERVE, Verb.REST, Verb.REST, Verb.ONLOAD, Verb.EXPORT, Verb.EXIT, Verb.EXIT,
+        Verb.SERVE, Verb.REST, Verb.ONLOAD, Verb.TRAIN, Verb.PUBLISH, Verb.SNAPSHOT,
+        Verb.REST, Verb.ONLOAD, Verb.EXPORT, Verb.OFFLOAD, Verb.PREPARE, Verb.SERVE, Verb.REST, Verb.EXIT, Verb.EXIT,
     ]  # fmt: skip
 
 
@@ -157,6 +157,45 @@ async def test_pods_whose_weights_have_gone_apart_end_the_run_and_both_are_named
         await world.run()
 
 
+@pytest.mark.parametrize("tensor", ["w", "v"])
+async def test_a_version_that_comes_back_with_other_weights_ends_the_run_unless_its_layout_is_another(
+    tmp_path: Path, tensor: str
+) -> None:
+    world = World(tmp_path)
+    world.fail[Verb.TRAIN] = EngineFault("the ranks died")
+    with pytest.raises(EngineFault):
+        await world.run()
+    (before,) = inspect(tmp_path).versions
+    world.changed = (1, tensor)
+    if tensor == "v":  # as after a change of the parallel sizes
+        assert await world.run()
+        assert "versions_not_compared" in {one.name for one in inspect(tmp_path).counters}
+        return
+    with pytest.raises(IntegrityError, match=r"version 1: the books know its weights as \S+, the trainer .* \S+ now;"):
+        await world.run()
+    assert [one.digest for one in inspect(tmp_path).versions] == [before.digest]
+
+
+async def test_a_held_out_prompt_that_the_engine_refuses_is_wrong_and_the_run_ends_well(tmp_path: Path) -> None:
+    world = World(tmp_path, iterations=1)
+    world.refuses = lambda item: item.prompt_tokens == world.held_out[1].tokens and item.group_id < 0
+    async with asyncio.timeout(30):
+        assert await world.run()
+    (evaluation,) = inspect(tmp_path).evaluations
+    assert (evaluation.prompts, inspect(tmp_path).state) == (3, "Succeeded")
+    assert ("held_out_unanswered", 1) in {(one.name, one.count) for one in inspect(tmp_path).counters}
+    assert evaluation.right <= 2 / 3
+
+
+async def test_an_evaluation_that_fails_comes_after_the_export(tmp_path: Path) -> None:
+    world = World(tmp_path, iterations=1)
+    world.refuses = lambda item: item.group_id < 0
+    async with asyncio.timeout(30):
+        with pytest.raises(EngineFault, match=r"all \d+ work items failed, the last one so: refused"):
+            await world.run()
+    assert (tmp_path / "snapshots" / "export").is_dir()
+
+
 async def test_a_helping_pod_serves_before_it_gets_work_and_its_segments_carry_its_name(tmp_path: Path) -> None:
     world = World(tmp_path, iterations=8)
     world.helpers = ("p-rollout-0",)
@@ -187,6 +226,14 @@ async def test_a_helping_half_that_never_answers_is_not_waited_for(tmp_path: Pat
     async with asyncio.timeout(30):
         await world.run()
     assert {one.name for one in inspect(tmp_path).pods} == {"j-hybrid-0"}
+
+
+async def test_engines_that_refuse_everything_end_the_phase(tmp_path: Path) -> None:
+    world = World(tmp_path, iterations=1)
+    world.refuses = lambda item: True
+    async with asyncio.timeout(30):
+        with pytest.raises(EngineFault, match=r"all \d+ work items failed, the last one so: refused"):
+            await world.run()
 
 
 def assert_sound(world: World, folder: Path) -> None:

@@ -178,6 +178,24 @@ def test_a_resume_rolls_back_to_the_snapshot_and_its_prompts_are_trained_again(t
     assert (report.prompts_trained, report.iterations_rolled_back, report.duplicate_tokens) == (1, 3, 0)
 
 
+@pytest.mark.parametrize("named", ["s1", ""])
+def test_a_resume_without_any_of_its_snapshots_stops_and_gives_nothing_up(tmp_path: Path, named: str) -> None:
+    books = begun(tmp_path)
+    books.record_version(1, 0, "d")
+    first, second = begin(books, 3, 4)
+    train(books, first, 1, 1, snapshot=f"/twinpod/snapshots/{named}" if named else "")
+    train(books, second, 2, 2)
+    if not named:  # no snapshot was ever due: the beginning is the right place
+        assert books.resume(lambda folder: False).iteration == 0
+        books.close()
+        return
+    with pytest.raises(InputError, match=r"snapshots volume /twinpod/snapshots: the books name 1 snapshots.*\(s1\)"):
+        books.resume(lambda folder: False)
+    assert [one.iteration for one in read.iterations(books.connection)] == [1, 2], "nothing was rolled back"
+    assert books.resume(lambda folder: folder.endswith("s1")).iteration == 1
+    books.close()
+
+
 def test_a_group_trained_after_the_snapshot_on_older_tokens_only_is_finished_again(tmp_path: Path) -> None:
     books = begun(tmp_path)
     books.record_version(1, 0, "d")

@@ -23,7 +23,7 @@ from typing import IO
 from twinpod.errors import EnvironmentFault, StaleEpoch
 from twinpod.master import books_read as read
 from twinpod.master.books_file import FILE, Identity, connect, lock_folder, set_meta
-from twinpod.master.books_rollback import RECOUNT_PROMPT, roll_back
+from twinpod.master.books_rollback import RECOUNT_PROMPT, newest_snapshot, roll_back, same_weights
 from twinpod.records import codec
 from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Trajectory
@@ -120,12 +120,10 @@ class Books:
         self.epoch = epoch
 
     def resume(self, exists: Callable[[str], bool]) -> Resume:
-        """Roll back to the newest commit whose snapshot `exists`; see the module's promise."""
+        """Roll back to the newest commit whose snapshot `exists` (see the module); InputError when none does."""
         with self._transaction() as db:
-            commits = db.execute(
-                "SELECT iteration, snapshot FROM iterations WHERE rolled_back = 0 ORDER BY iteration DESC"
-            ).fetchall()
-            iteration, snapshot = next((row for row in commits if row[1] and exists(row[1])), (0, ""))
+            commits = read.commits(db)
+            iteration, snapshot = newest_snapshot(commits, exists)
             line = int(read.meta(db, "line", "1"))
             if lost := sum(row[0] > iteration for row in commits):
                 line += 1
@@ -143,9 +141,11 @@ class Books:
         with self._transaction() as db:
             db.execute(_KEEP_SNAPSHOT, (snapshot, iteration))
 
-    def record_version(self, version: int, iteration: int, digest: str) -> None:
-        """A version that engines may answer with from now on; the same one may be recorded again."""
+    def record_version(self, version: int, iteration: int, digest: str, layout: str = "") -> None:
+        """A version that engines may answer with from now on. The same one may come again: see `same_weights`."""
         with self._transaction() as db:
+            _count(db, "versions_not_compared", int(not same_weights(db, version, digest, layout)))
+            set_meta(db, "weights_layout", layout)
             _insert_version(db, version, iteration, self.epoch, digest)
 
     def begin_groups(self, prompts: Sequence[tuple[Prompt, int]], size: int, iteration: int) -> tuple[Group, ...]:

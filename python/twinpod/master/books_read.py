@@ -56,6 +56,19 @@ def newest_version(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT coalesce(max(version), 0) FROM versions").fetchone()[0])
 
 
+def commits(db: sqlite3.Connection) -> list[tuple[int, str]]:
+    """(iteration, folder of its snapshot or "") of the surviving line, newest first."""
+    return db.execute(
+        "SELECT iteration, snapshot FROM iterations WHERE rolled_back = 0 ORDER BY iteration DESC"
+    ).fetchall()
+
+
+def digest_of(db: sqlite3.Connection, version: int) -> str:
+    """Digest of a version of the surviving line; empty when it has none."""
+    row = db.execute("SELECT digest FROM versions WHERE version = ? AND rolled_back = 0", (version,)).fetchone()
+    return str(row[0]) if row else ""
+
+
 def surviving_version(db: sqlite3.Connection) -> int:
     """The newest version of the surviving line; 0 before the first one."""
     return int(db.execute("SELECT coalesce(max(version), 0) FROM versions WHERE rolled_back = 0").fetchone()[0])

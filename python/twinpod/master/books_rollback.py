@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from twinpod.errors import InputError, IntegrityError
+from twinpod.master import books_read as read
 
 RECOUNT_PROMPT = """
 UPDATE prompts SET (times_trained, tries, reward_sum, right_count) = (
@@ -17,6 +22,43 @@ UPDATE trajectories SET terminal = 0, reward = NULL, correct = 0, masked = '', s
 ), '') WHERE trajectory_id = ?
 """
 _LOST = "rolled_back = 0 AND version IN (SELECT version FROM versions WHERE rolled_back = 1)"
+
+
+def newest_snapshot(commits: Sequence[tuple[int, str]], exists: Callable[[str], bool]) -> tuple[int, str]:
+    """Iteration and folder of the newest commit, newest first, whose snapshot `exists`; (0, "") when none was taken.
+
+    InputError when snapshots were taken and all are gone: to begin again at 0 would give the whole run up in silence.
+    """
+    taken = [(iteration, folder) for iteration, folder in commits if folder]
+    for iteration, folder in taken:
+        if exists(folder):
+            return iteration, folder
+    if not taken:
+        return 0, ""
+    iteration, folder = taken[0]
+    raise InputError(
+        f"the books name {len(taken)} snapshots, the newest of iteration {iteration} ({Path(folder).name}),"
+        " and none of them is there",
+        where=f"snapshots volume {Path(folder).parent}",
+        mend="give the run the volume that it wrote (spec.storage.snapshots), or begin anew in another folder",
+    )
+
+
+def same_weights(db: sqlite3.Connection, version: int, digest: str, layout: str) -> bool:
+    """For a version that is published after a resume: IntegrityError when the books know it with other weights.
+
+    False when nobody can tell, because ranks share the tensors in another way than before.
+    """
+    known = read.digest_of(db, version)
+    if known and layout != read.meta(db, "weights_layout", ""):
+        return False
+    if known not in ("", digest):
+        raise IntegrityError(
+            f"the books know its weights as {known}, the trainer has published {digest} now",
+            where=f"version {version}",
+            mend="the snapshot, or the model's folder, was changed: give the run what it wrote, or begin anew",
+        )
+    return True
 
 
 def roll_back(db: sqlite3.Connection, iteration: int) -> None:

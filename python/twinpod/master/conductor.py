@@ -134,8 +134,8 @@ class Conductor:
         timer = PhaseTimer(p.clock)
         await self._weights.publish(timer, resume.iteration, version)
         await self._weights.make_way(timer, resume.iteration)
-        digest = self._weights.current.digest
-        await p.async_books.do(lambda books: books.record_version(version, resume.iteration, digest))
+        now = self._weights.current
+        await p.async_books.do(lambda books: books.record_version(version, resume.iteration, now.digest, now.layout))
         await self._weights.announce()
         return resume
 
@@ -158,7 +158,8 @@ class Conductor:
         else:
             log.warning("no group finished: nothing to train on", extra={"iteration": iteration})
         snapshot = await self._snapshot(timer, iteration)
-        await self._weights.make_way(timer, iteration)
+        if iteration < self._s.iterations or not self._s.moves_memory:  # else the export comes next, where they are
+            await self._weights.make_way(timer, iteration)
         await self._commit(timer, iteration, batch, groups, stats, snapshot)
         return True
 
@@ -312,16 +313,18 @@ class Conductor:
     # -- the end
 
     async def _finish(self) -> None:
-        """Export, evaluate on held-out prompts, let the halves go, close the books."""
+        """Export, evaluate on held-out prompts, let the halves go, close the books. The model is safe first."""
         p, last = self._p, self._s.iterations
         await p.reporter.phase("export", iteration=last + 1, state="Finishing", waiting_for="trainer")
-        if p.source.held_out:
-            await self._evaluate(last + 1)
         if self._s.moves_memory:
-            await p.workers.rest(last + 1)
+            await p.workers.rest(last + 1, mark="export")
             await p.workers.train(Order(verb=Verb.ONLOAD, iteration=last + 1))
         order = Order(verb=Verb.EXPORT, iteration=last + 1, argument=str(p.snapshots / "export"), deadline_s=3600)
         await p.workers.train(order)
+        if p.source.held_out:
+            if self._s.moves_memory:
+                await self._weights.make_way(PhaseTimer(p.clock), last + 1)
+            await self._evaluate(last + 1)
         await p.reporter.phase("done", state="Succeeded")
         await p.reporter.tell()
         await p.workers.dismiss(last + 1)
@@ -334,7 +337,7 @@ class Conductor:
         rules = self._rules(len(sink.groups), len(sink.groups))
         greedy = replace(rules.sampling, temperature=0.0, top_p=1.0, segment_tokens=rules.sampling.max_tokens)
         buffer = WorkBuffer(
-            rules=replace(rules, sampling=greedy),
+            rules=replace(rules, sampling=greedy, begins=False),
             epoch=self._epoch,
             iteration=iteration,
             version=self._weights.current.version,
@@ -344,6 +347,9 @@ class Conductor:
         async with sink, p.workers.helped(self._weights.current, iteration):
             await p.workers.serve(self._weights.current, iteration)
             await p.dispatcher.run(buffer, sink, p.workers, p.reporter.groups)
+        if unanswered := sink.give_up_unanswered():
+            log.warning("held-out prompts that no engine answered count as wrong", extra={"prompts": unanswered})
+            await p.async_books.do(lambda books: books.count("held_out_unanswered", unanswered))
         await p.async_books.do(lambda books: books.record_evaluation(iteration - 1, sink.answers))
         right = sum(answer.correct for answer in sink.answers) / len(sink.answers) if sink.answers else math.nan
         log.info("evaluated", extra={"prompts": len(sink.answers), "right": right})

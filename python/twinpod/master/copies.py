@@ -37,6 +37,16 @@ class Copies:
         return self.first.digest
 
     @property
+    def layout(self) -> str:
+        """How ranks share the tensors, as a digest: only digests of weights in the same layout can be compared."""
+        lines = (
+            f"{shard.layout.owner.rpartition('/')[2]} {part.name} {part.dtype} {part.shape} {part.axis} {part.start}"
+            for shard in self.first.shards
+            for part in shard.layout.parts
+        )
+        return xxhash.xxh3_64_hexdigest("\n".join(lines).encode())
+
+    @property
     def iteration(self) -> int:
         """Iterations trained into it."""
         return self.first.iteration

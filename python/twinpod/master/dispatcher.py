@@ -140,7 +140,9 @@ class Dispatcher:
             self._wake()
         if buffer.failures and not buffer.tokens and not buffer.finished:
             raise EngineFault(
-                f"all {buffer.failures} work items failed", where="rollout workers", mend="see the engines' logs"
+                f"all {buffer.failures} work items failed, the last one so: {buffer.last_failure}",
+                where="rollout workers",
+                mend="see the engines' logs",
             )
 
     def close(self) -> None:

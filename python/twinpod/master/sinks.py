@@ -11,6 +11,7 @@ from twinpod.master.books import Books, EvaluationAnswer, Scored
 from twinpod.master.prompts import PromptSource
 from twinpod.master.rewards import Judge
 from twinpod.master.work_buffer import Ended
+from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Trajectory, WorkResult
 
 T = TypeVar("T")
@@ -118,6 +119,16 @@ class EvaluationSink(_Scoring):
                 self._known[segment.trajectory_id] += 1
                 fresh.append(segment)
         return fresh
+
+    def give_up_unanswered(self) -> int:
+        """Prompts that no engine would answer count as wrong, without a reward. Returns how many."""
+        answered = {answer.prompt_id for answer in self.answers}
+        left = [group.prompt.prompt_id for group in self.groups if group.prompt.prompt_id not in answered]
+        self.answers += [
+            EvaluationAnswer(prompt_id=one, tokens=TokenIds(), answer="", reward=None, correct=False, masked="")
+            for one in left
+        ]
+        return len(left)
 
     async def _keep(self, ended: Sequence[Ended], verdicts: Sequence[Scored]) -> None:
         self.answers += [

@@ -33,6 +33,7 @@ class Rules:
     sampling: SamplingSettings
     seed: int
     most_failures: int = 8  # of one group in a phase; then it rests until the next phase
+    begins: bool = True  # fresh groups may be begun; an evaluation has all of its own from the start
 
 
 @dataclass(slots=True)
@@ -107,6 +108,7 @@ class WorkBuffer:
     workers: dict[str, float] = field(default_factory=dict)  # when each was last heard
     tokens: int = 0  # generated in this phase
     failures: int = 0  # items given back as failed
+    last_failure: str = ""  # why the newest of them failed
     number: int = 0  # of the next item
     group_of: dict[int, int] = field(default_factory=dict)  # by trajectory
 
@@ -134,7 +136,7 @@ class WorkBuffer:
 
     def room(self) -> int:
         """How many fresh groups to begin now."""
-        if self.closing or self.finished >= self.rules.wanted:
+        if self.closing or not self.rules.begins or self.finished >= self.rules.wanted:
             return 0
         free = max(0, self.rules.in_flight - len(self.slots))
         if self.rules.in_flight > self.rules.wanted:
@@ -193,6 +195,7 @@ class WorkBuffer:
                     finished.append(slot.group_id)
         self.tokens += tokens
         held = self.outstanding.pop(result.item_id, None)
+        self.last_failure = result.failed or self.last_failure
         if held is not None:
             self._give_back(held.item, failed=bool(result.failed))
         self._remove(finished)
@@ -247,12 +250,13 @@ class WorkBuffer:
         return len(self.slots)
 
     def settle(self) -> None:
-        """Close when enough groups are finished, or nothing more can be done."""
+        """Close when enough groups are finished, or nothing more can be done, or every try of so many has failed."""
         if self.closing:
             return
         enough = self.finished >= self.rules.wanted
+        hopeless = not self.tokens and self.failures >= self.rules.most_failures * self.rules.in_flight
         stuck = not self.outstanding and not any(self._ready(slot) for slot in self.slots.values()) and self.room() == 0
-        self.closing = enough or stuck
+        self.closing = enough or stuck or hopeless
 
     # -- inside
 

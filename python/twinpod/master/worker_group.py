@@ -119,9 +119,9 @@ class WorkerGroup:
         """Within the block, helping pods take the version and join, and engines that come back take it again."""
         return self._elastic.at_work(copies, iteration, self._hybrid)
 
-    async def rest(self, iteration: int) -> None:
-        """The rollout phase is over: engines free what the trainer needs."""
-        order = Order(verb=Verb.REST, iteration=iteration, deadline_s=120.0)
+    async def rest(self, iteration: int, mark: str = "") -> None:
+        """The rollout phase is over: engines free what the trainer needs. `mark`: see Order."""
+        order = Order(verb=Verb.REST, iteration=iteration, deadline_s=120.0, mark=mark)
         await self._all(lambda member: order)
 
     async def dismiss(self, iteration: int) -> None:

@@ -87,11 +87,13 @@ class World:
         self.orders: list[Command] = []
         self.told: list[str] = []  # the pod of each order
         self.apart_from = 0  # version from which on the pods' weights differ
+        self.changed: tuple[int, str] = (0, "")  # version, tensor: its weights are others now, in one of this name
         self.leaves_after: tuple[int, str] = (-1, "")  # events, helping pod: then it is gone, with what it holds
         self.silent: tuple[str, ...] = ()  # pods whose inference half does not answer
         self.fail: dict[Verb, TwinpodError] = {}  # the next order of that verb fails so
         self.away_during: Verb | None = None  # etcd goes away with such an order and is back with the next one
         self.told_to_leave = False  # the conductor took it
+        self.refuses: Callable[[WorkItem], bool] = lambda item: False  # the engines will not do such an item
         self.prompts, self.held_out = prompts(12), prompts(3, first=12)
 
     @property
@@ -201,7 +203,10 @@ class World:
             if name not in (*self.hybrid, *self.helpers):
                 return  # it went with its pod
             item = held[0]
-            await dispatcher.give(pulled.epoch, [generate(item, name, cut_after=1 if pulled.cut else 1_000_000)])
+            result = generate(item, name, cut_after=1 if pulled.cut else 1_000_000)
+            if self.refuses(item):
+                result = replace(result, segments=(), failed="refused with status 400")
+            await dispatcher.give(pulled.epoch, [result])
             held.remove(item)
 
     def batch(self, command: Command) -> Batch:
@@ -272,7 +277,12 @@ class FakeHalf:
 
     def _shard(self, version: int, pod: str) -> ShardRecord:
         apart = 0 < self._world.apart_from <= version and pod != "j-hybrid-0"
-        return replace(shard(version, pod), digest="xxh3:" + "f" * 16) if apart else shard(version, pod)
+        made = shard(version, pod)
+        changed, tensor = self._world.changed
+        if changed == version:
+            layout = replace(made.layout, parts=tuple(replace(part, name=tensor) for part in made.layout.parts))
+            made = replace(made, layout=layout, digest="xxh3:" + "e" * 16)
+        return replace(made, digest="xxh3:" + "f" * 16) if apart else made
 
 
 async def _turn(seconds: float) -> None:
