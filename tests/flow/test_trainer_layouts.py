@@ -145,6 +145,10 @@ def check_family(family: str, out: Path, base: Path, place: Any, machine: Any, c
     export_folder(rank, control, out / "hf-first", config=MODELS[family], tokenizer=None)
     stats = [train_iteration(rank, make_batch(), probe(mask)) for mask in ("current", "all")]
     gradients = export_gradients(rank)
+    rank.chunk_bytes = 100  # logits of some positions at a time, where all fitted before
+    in_chunks = train_iteration(rank, make_batch(), probe("all"))
+    gradients |= {f"chunks:{name}": gradient for name, gradient in export_gradients(rank).items()}
+    rank.chunk_bytes = None
     stats.append(train_iteration(rank, make_batch(), SETTINGS))
     export_folder(rank, control, out / "hf", config=MODELS[family], tokenizer=None)
     logits = compute_logits(rank)
@@ -178,6 +182,7 @@ def check_family(family: str, out: Path, base: Path, place: Any, machine: Any, c
     found = {
         "place": [place.tp_rank, place.pp_rank, place.dp_rank],
         "stats": [dumps(s) for s in stats],
+        "in_chunks": dumps(in_chunks),
         "note": dumps(note),
     }
     found["shard"] = dumps(shard) if shard else ""
@@ -212,7 +217,7 @@ def compute_logits(rank: Any) -> Any:
     """float32[B, L, V/tp] of this rank on the last stage, else None."""
     import torch
 
-    from twinpod.trainer.megatron import logits_of, run_schedule
+    from twinpod.trainer.megatron import hidden_of, output_layer, run_schedule
 
     seen: list[Any] = []
     tokens_BL = torch.tensor(TOKENS)
@@ -221,11 +226,11 @@ def compute_logits(rank: Any) -> Any:
     def forward(batches: Any, model: Any) -> Any:
         next(batches)
 
-        def keep(logits_BLV: Any) -> Any:
-            seen.append(logits_BLV.clone())
+        def keep(hidden_LBH: Any) -> Any:
+            seen.append((hidden_LBH @ output_layer(rank).weight_WH.t()).transpose(0, 1).clone())
             return torch.zeros(()), None
 
-        return logits_of(model, rank.shape, tokens_BL, positions_BL), keep
+        return hidden_of(rank, model, tokens_BL, positions_BL), keep
 
     with torch.no_grad():
         run_schedule(rank, forward, [0], rows=tokens_BL.shape[0], length=tokens_BL.shape[1], forward_only=True)
@@ -280,14 +285,14 @@ def results(base: Path, family: str, ranks: int, tensor: int, pipeline: int) -> 
     return found
 
 
-def joined_gradients(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+def joined_gradients(ranks: list[dict[str, Any]], *, in_chunks: bool = False) -> dict[str, Any]:
     """Full gradients by Hugging Face name, from the parts of the ranks with data-parallel rank 0."""
     parts: dict[str, list[tuple[str, int, Any]]] = {}
     for rank in ranks:
         if rank["place"][2] == 0:
             for key, array in rank["arrays"].items():
-                if key != "logits":
-                    name, axis, start = key.split("@")
+                if key != "logits" and key.startswith("chunks:") == in_chunks:
+                    name, axis, start = key.removeprefix("chunks:").split("@")
                     parts.setdefault(name, []).append((axis, int(start), array))
     return {
         name: found[0][2]
@@ -333,6 +338,21 @@ def test_losses_and_gradients_do_not_depend_on_the_layout(
     for name, gradient in gradients.items():
         assert np.abs(gradient - expected[name]).max() < 1e-4, name
         assert np.abs(expected[name]).max() > (0 if no_effect(family, name) else 1e-4), name
+
+
+@families
+@layouts
+def test_log_probs_in_chunks_change_neither_loss_nor_gradient(
+    base: Path, family: str, ranks: int, tensor: int, pipeline: int
+) -> None:
+    found = results(base, family, ranks, tensor, pipeline)
+    whole, chunks = json.loads(found[0]["stats"][1]), json.loads(found[0]["in_chunks"])
+    for key in ("loss", "grad_norm", "weights_gap"):
+        assert chunks[key] == pytest.approx(whole[key], abs=1e-5, rel=1e-5), key
+    expected, gradients = joined_gradients(found), joined_gradients(found, in_chunks=True)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert np.abs(gradient - expected[name]).max() < 1e-5, name
 
 
 @families

@@ -7,7 +7,7 @@ import torch
 
 from twinpod.errors import InputError
 from twinpod.records.training import Batch, Sample
-from twinpod.trainer.loss import check_mask, engine_logits, policy_loss, weights_gap
+from twinpod.trainer.loss import check_mask, policy_loss, weights_gap
 from twinpod.trainer.packing import pack, sample_weights
 
 TAU = 0.3
@@ -121,13 +121,3 @@ def test_samples_weigh_the_mean_over_groups_of_the_mean_over_samples() -> None:
 def test_weights_gap_looks_at_on_policy_tokens_only() -> None:
     gap, tokens = weights_gap(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.25, 50.0]]), torch.tensor([[1.0, 0.0]]))
     assert (gap, tokens) == (0.25, 1)
-
-
-def test_padding_of_the_vocabulary_gets_no_probability() -> None:
-    logits = engine_logits(torch.zeros(1, 1, 4), temperature=1.0, first_padding=3)
-    assert torch.softmax(logits, -1).tolist() == [[[pytest.approx(1 / 3)] * 3 + [0.0]]]
-
-
-def test_log_probs_are_at_the_sampling_temperature() -> None:
-    logits = engine_logits(torch.tensor([[[0.0, 1.0]]]), temperature=0.5, first_padding=2)
-    assert logits.tolist() == [[[0.0, 2.0]]]

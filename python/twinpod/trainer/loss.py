@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from twinpod.errors import InputError
@@ -59,17 +58,3 @@ def check_mask(mask: str) -> None:
     """InputError for a mask mode that does not exist."""
     if mask not in MASKS:
         raise InputError(f"unknown mode {mask!r}", where="mask", mend=f"use one of {', '.join(MASKS)}")
-
-
-def engine_logits(logits_BLV: Tensor, *, temperature: float, first_padding: int) -> Tensor:
-    """float32 logits whose softmax is the distribution that the engine sampled from.
-
-    Divided by the temperature; the padding of the vocabulary, which the engine does not have, becomes -inf.
-    `first_padding` is the index of the first padding row in this tensor-parallel part; at or past its end is none.
-    """
-    scaled_BLV = logits_BLV.float() if temperature == 1.0 else logits_BLV.float() / temperature
-    width = logits_BLV.shape[-1]
-    if first_padding >= width:
-        return scaled_BLV
-    padding_V = torch.arange(width, device=logits_BLV.device) >= first_padding
-    return scaled_BLV.masked_fill(padding_V, -math.inf)

@@ -31,6 +31,7 @@ from torch import Tensor
 from twinpod.records.training import TrainSettings
 from twinpod.trainer import platform_cpu
 from twinpod.trainer.convert.plan import naming_of, plan_parts
+from twinpod.trainer.logps import OutputLayer
 from twinpod.trainer.place import Place, Sizes
 from twinpod.trainer.shape import ModelShape
 
@@ -136,6 +137,14 @@ def _normalization(shape: ModelShape) -> str:
     return "LayerNorm" if shape.plain else "RMSNorm"
 
 
+class HiddenGPTModel(GPTModel):  # type: ignore[misc]  # megatron is not followed by mypy
+    """Megatron's GPT that returns hidden states on the last stage too: the output layer is run by `logps.py`."""
+
+    def _postprocess(self, hidden_states: Tensor, *_args: object, **_kwargs: object) -> Tensor:
+        """Called by `forward` with the decoder's output (models/gpt/gpt_model.py)."""
+        return hidden_states
+
+
 def build_model(shape: ModelShape, place: Place, machine: Machine) -> GPTModel:
     """This rank's part of the model, with undefined weights."""
     config = transformer_config(shape, place, machine)
@@ -143,7 +152,7 @@ def build_model(shape: ModelShape, place: Place, machine: Machine) -> GPTModel:
         spec = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization=_normalization(shape))
     else:
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.qk_norm)
-    model = GPTModel(
+    model = HiddenGPTModel(
         config=config,
         transformer_layer_spec=spec,
         vocab_size=shape.padded_vocab(place.tp_size),
@@ -168,6 +177,7 @@ class RankModel:
     place: Place
     machine: Machine
     model: torch.nn.Module
+    chunk_bytes: int | None = None  # of logits at a time; None: what suits the device
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -191,9 +201,28 @@ def build_rank(shape: ModelShape, place: Place, machine: Machine) -> RankModel:
     return RankModel(shape=shape, place=place, machine=machine, model=model)
 
 
-def logits_of(model: torch.nn.Module, shape: ModelShape, tokens_BL: Tensor, positions_BL: Tensor) -> Any:
-    """The model part's output: float[B, L, V/tp] logits on the last stage. Positions count from 0 in every family."""
-    return model(tokens_BL, positions_BL + shape.position_offset, None)
+def hidden_of(rank: RankModel, model: torch.nn.Module, tokens_BL: Tensor, positions_BL: Tensor) -> Any:
+    """The model part's output, hidden states `[L, B, H]` on every stage. Positions count from 0 in every family."""
+    half = not rank.machine.is_cpu and rank.machine.dtype is torch.bfloat16
+    keep = {"fp32_output": False} if half else {}  # or Float16Module makes them float32 on the last stage
+    return model(tokens_BL, positions_BL + rank.shape.position_offset, None, **keep)
+
+
+def output_layer(rank: RankModel) -> OutputLayer:
+    """The output layer of a rank of the last stage, tied or its own."""
+    model: Any = rank.model
+    while hasattr(model, "module"):  # DDP and Float16Module
+        model = model.module
+    weight = model.shared_embedding_or_output_weight() if rank.shape.tied else model.output_layer.weight
+    first = rank.place.tp_rank * len(weight)
+    return OutputLayer(
+        weight_WH=weight,
+        first=first,
+        rows=min(max(rank.shape.vocab - first, 0), len(weight)),
+        group=parallel_state.get_tensor_model_parallel_group() if rank.place.tp_size > 1 else None,
+        sequence_parallel=model.config.sequence_parallel,
+        main_grad_WH=None if rank.machine.is_cpu else getattr(weight, "main_grad", None),
+    )
 
 
 def on_machine(machine: Machine) -> AbstractContextManager[object]:

@@ -20,12 +20,12 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor
 
 from twinpod.records.training import Batch, TrainSettings, TrainStats
-from twinpod.trainer.loss import check_mask, engine_logits, mean_or_nan, policy_loss, weights_gap
-from twinpod.trainer.megatron import RankModel, logits_of, new_optimizer, run_schedule
+from twinpod.trainer.logps import token_logps
+from twinpod.trainer.loss import check_mask, mean_or_nan, policy_loss, weights_gap
+from twinpod.trainer.megatron import RankModel, hidden_of, new_optimizer, output_layer, run_schedule
 from twinpod.trainer.packing import MicroBatch, pack
 
 
@@ -165,15 +165,22 @@ def _run(iteration: Iteration, consume: Consume, *, forward_only: bool) -> Tally
     """All micro-batches through Megatron's schedule; `consume` gets each one's log-probs on the last stage."""
     rank, tally = iteration.rank, Tally()
 
-    def finish(device: Device, logits_BLV: Tensor) -> tuple[Tensor, None]:
-        logps_BL = token_logps(logits_BLV, device.targets_BL, rank, iteration.settings.temperature)
-        return consume(device, logps_BL, tally), None
+    def finish(device: Device, hidden_LBH: Tensor) -> tuple[Tensor, None]:
+        found = token_logps(
+            hidden_LBH,
+            output_layer(rank),
+            device.targets_BL,
+            (device.mask_BL + device.on_policy_BL) > 0,
+            temperature=iteration.settings.temperature,
+            chunk_bytes=rank.chunk_bytes,
+        )
+        return consume(device, found.logps_BL, tally), None
 
     def forward(
         devices: Iterator[Device], model: torch.nn.Module
     ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Any]]]:
         device = next(devices)
-        output = logits_of(model, rank.shape, device.tokens_BL, device.positions_BL)
+        output = hidden_of(rank, model, device.tokens_BL, device.positions_BL)
         return output, partial(finish, device)
 
     run_schedule(
@@ -185,16 +192,6 @@ def _run(iteration: Iteration, consume: Consume, *, forward_only: bool) -> Tally
         forward_only=forward_only,
     )
     return tally
-
-
-def token_logps(logits_BLV: Tensor, targets_BL: Tensor, rank: RankModel, temperature: float) -> Tensor:
-    """float32[B, L] log-probs of the targets from vocabulary-parallel logits; collective over tensor-parallel ranks.
-
-    Megatron's vocabulary-parallel cross entropy is -logp (tensor_parallel/cross_entropy.py); it works in place.
-    """
-    first_padding = rank.shape.vocab - rank.place.tp_rank * logits_BLV.shape[-1]
-    prepared_BLV = engine_logits(logits_BLV, temperature=temperature, first_padding=first_padding)
-    return -vocab_parallel_cross_entropy(prepared_BLV, targets_BL)
 
 
 def _mean_loss(losses: list[float], rank: RankModel) -> float:
