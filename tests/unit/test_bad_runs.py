@@ -35,3 +35,23 @@ def test_a_bad_input_is_one_line_and_leaves_no_folder(
     assert told.count("\n") == 1
     assert "Traceback" not in told
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "line"),
+    [
+        (r'{"prompt":"ab\ud83d","answer":"ba"}', "bad.jsonl:2: prompt has half a character"),
+        (r'{"prompt":"ab","answer":"ba\ud83d"}', "bad.jsonl:2: answer has half a character"),
+        ("[" * 100_000, "bad.jsonl:2: is nested too deeply"),
+    ],
+)
+def test_a_bad_line_of_the_data_is_refused_by_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str, line: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt":"abc","answer":"cba"}\n' + bad + "\n")
+    (tmp_path / "job.yaml").write_text(SAMPLE.read_text().replace(ENTRY, f"jsonLines: {{path: {tmp_path}/bad.jsonl}}"))
+    assert main(["run", str(tmp_path / "job.yaml"), "--local", "--out", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert line in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -8,9 +8,18 @@ import pytest
 
 from twinpod.api.types import DatasetSpec
 from twinpod.errors import InputError
-from twinpod.sampling.datasets import open_dataset
+from twinpod.sampling.datasets import GymVerifier, open_dataset
+from twinpod.sampling.items import Dataset, Item
 
 REVERSE = "twinpod.sampling.letters:reverse"
+
+
+def training(dataset: Dataset) -> list[Item]:
+    return [dataset.items[place] for place in dataset.parts().training]
+
+
+def held_out(dataset: Dataset, begun_with: int | None = None) -> list[Item]:
+    return [dataset.items[place] for place in dataset.parts(begun_with).held_out]
 
 
 def spec(**fields: object) -> DatasetSpec:
@@ -40,38 +49,72 @@ SOURCES = [
 @pytest.mark.parametrize("fields", SOURCES, ids=["entry point", "spell_backward", "chain_sum"])
 def test_the_same_job_gives_the_same_prompts_and_none_is_held_out_and_trained_on(fields):
     first, again = (open_dataset(spec(**fields), 5) for _ in range(2))
-    assert (first.training, first.held_out) == (again.training, again.held_out)
-    assert (len(first.training), len(first.held_out)) == (300, 40)
-    assert len({item.prompt for item in (*first.training, *first.held_out)}) == 340
-    assert open_dataset(spec(**fields), 6).training != first.training
+    assert (training(first), held_out(first)) == (training(again), held_out(again))
+    assert (len(training(first)), len(held_out(first))) == (300, 40)
+    assert len({item.prompt for item in (*training(first), *held_out(first))}) == 340
+    assert training(open_dataset(spec(**fields), 6)) != training(first)
 
 
 def test_json_lines_are_read_in_order_and_doubles_left_out(tmp_path):
     source = lines(tmp_path / "train.jsonl", pair(0), "", {**pair(1), "difficulty": 0.5}, pair(0), pair(2))
     dataset = open_dataset(spec(jsonLines=source, heldOut=0), 0)
-    assert [(i.prompt, i.answer, i.difficulty, i.where) for i in dataset.training] == [
+    assert [(i.prompt, i.answer, i.difficulty, i.where) for i in training(dataset)] == [
         ("p0", "a0", 0.0, "train.jsonl:1"),
         ("p1", "a1", 0.5, "train.jsonl:3"),
         ("p2", "a2", 0.0, "train.jsonl:5"),
     ]
-    assert (dataset.duplicates, dataset.verifier) == (1, None)
+    assert (dataset.duplicates, dataset.source) == (1, None)
 
 
 def test_which_lines_are_held_out_does_not_depend_on_their_order(tmp_path):
     forth = open_dataset(spec(jsonLines=lines(tmp_path / "a", *map(pair, range(50))), heldOut=10), 0)
     back = open_dataset(spec(jsonLines=lines(tmp_path / "b", *map(pair, reversed(range(50)))), heldOut=10), 0)
-    assert {item.prompt for item in forth.held_out} == {item.prompt for item in back.held_out}
+    assert {item.prompt for item in held_out(forth)} == {item.prompt for item in held_out(back)}
 
 
 BAD_LINES = [
     (pair(0), "{", r"bad.jsonl:2: is not JSON: .* at column 2"),
     (pair(0), "[1]", r"bad.jsonl:2: is not an object; write"),
+    (pair(0), "[" * 100_000, r"bad.jsonl:2: is nested too deeply; write"),
+    (
+        pair(0),
+        '{"prompt": "x", "answer": "y", "difficulty": ' + "1" * 5000 + "}",
+        r"bad.jsonl:2: cannot be read: .*digits",
+    ),
+    (
+        pair(0),
+        r'{"prompt":"ab\ud83d","answer":"ba"}',
+        r"bad.jsonl:2: prompt has half a character \(\\ud83d, .* at character 3",
+    ),
+    (pair(0), r'{"prompt":"ab","answer":"\ud83dba"}', r"bad.jsonl:2: answer has half a character .* at character 1"),
+    (pair(0), r'{"prompt":"ab","answer":"ba","x\ud83d":1}', r"bad.jsonl:2: unknown x\\ud83d; known are"),
     (pair(0), {"prompt": "x"}, r"bad.jsonl:2: answer is None"),
     (pair(0), {"prompt": "", "answer": "x"}, r"bad.jsonl:2: prompt is ''"),
     (pair(0), {**pair(1), "solution": 1}, r"bad.jsonl:2: unknown solution; known are prompt, answer, difficulty"),
     (pair(0), {**pair(1), "difficulty": 2}, r"bad.jsonl:2: difficulty is 2; give a number from 0 to 1"),
     (pair(0), {**pair(0), "answer": "b"}, r"bad.jsonl:2: the prompt 'p0' has two answers, 'a0' at bad.jsonl:1 and 'b'"),
 ]
+
+
+def test_a_line_that_is_not_utf_8_is_named_by_its_number(tmp_path):
+    (tmp_path / "bad.jsonl").write_bytes(json.dumps(pair(0)).encode() + b'\n{"prompt": "\xff"}\n')
+    with pytest.raises(InputError, match=r"bad.jsonl:2: is not UTF-8: invalid start byte at byte 13; convert"):
+        open_dataset(spec(jsonLines={"path": str(tmp_path / "bad.jsonl")}, heldOut=0), 0)
+
+
+def test_a_whole_character_beyond_the_basic_plane_and_a_mark_of_byte_order_are_welcome(tmp_path):
+    text = "\ufeff" + r'{"prompt":"ab\ud83d\ude00","answer":"ba"}'
+    (tmp_path / "good.jsonl").write_text(text)
+    dataset = open_dataset(spec(jsonLines={"path": str(tmp_path / "good.jsonl")}, heldOut=0), 0)
+    assert dataset.items[0].prompt == "ab\N{GRINNING FACE}"
+
+
+def test_what_is_appended_changes_neither_who_is_held_out_nor_any_place(tmp_path):
+    before = open_dataset(spec(jsonLines=lines(tmp_path / "a", *map(pair, range(50))), heldOut=10), 0)
+    after = open_dataset(spec(jsonLines=lines(tmp_path / "a", *map(pair, range(90))), heldOut=10), 0)
+    assert held_out(after) != held_out(before), "anew, others would be held out"
+    assert held_out(after, 50) == held_out(before)
+    assert after.parts(50).training == (*before.parts().training, *range(50, 90))
 
 
 @pytest.mark.parametrize(("good", "bad", "line"), BAD_LINES)
@@ -125,7 +168,7 @@ def test_a_data_set_that_cannot_be_is_refused_in_one_line(fields, line):
 def test_without_a_size_an_entry_point_gives_all_it_has():
     source = {"target": REVERSE, "settings": {"letters": 2, "alphabet": 4}}
     dataset = open_dataset(spec(entryPoint=source, heldOut=4), 0)
-    assert (len(dataset.training), len(dataset.held_out)) == (12, 4)
+    assert (len(training(dataset)), len(held_out(dataset))) == (12, 4)
 
 
 def test_too_few_prompts_for_the_held_out_part_is_said_with_numbers(tmp_path):
@@ -139,11 +182,12 @@ def test_too_few_prompts_for_the_held_out_part_is_said_with_numbers(tmp_path):
 def test_reasoning_gym_scores_by_its_own_rule_under_the_ids_of_this_data_set():
     fields = {**SOURCES[1]}
     dataset = open_dataset(spec(**fields), 5)
-    assert dataset.verifier is not None
-    items = (*dataset.training, *dataset.held_out)
-    for prompt_id in (0, 17, 299, 300, 339):
-        word = items[prompt_id].answer
-        assert dataset.verifier.score(prompt_id, word) == 1.0
-        assert dataset.verifier.score(prompt_id, word.upper()) == 1.0
-        assert dataset.verifier.score(prompt_id, word[0]) == pytest.approx(1 / 3)
-        assert dataset.verifier.score(prompt_id, "") == 0.0
+    parts = dataset.parts()
+    verifier = GymVerifier(dataset.source, dataset.keys(parts))
+    for prompt_id in (0, 17, 299, -1, -40):
+        place = parts.training[prompt_id] if prompt_id >= 0 else parts.held_out[-1 - prompt_id]
+        word = dataset.items[place].answer
+        assert verifier.score(prompt_id, word) == 1.0
+        assert verifier.score(prompt_id, word.upper()) == 1.0
+        assert verifier.score(prompt_id, word[0]) == pytest.approx(1 / 3)
+        assert verifier.score(prompt_id, "") == 0.0

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twinpod.errors import InputError
 from twinpod.sampling.letters import reverse
 from twinpod.sampling.policy import Draw, PromptHistory, SamplingPolicy
-from twinpod.sampling.uniform import Uniform, at, order
+from twinpod.sampling.uniform import Growth, Uniform, at, order
 
 
 def unread() -> tuple[PromptHistory, ...]:
@@ -39,6 +41,37 @@ def test_the_order_is_fixed_for_ever():
     assert order(8, 0, 0) == (0, 3, 7, 4, 1, 5, 2, 6)  # a resumed run depends on it
     assert order(8, 0, 0) != order(8, 1, 0)
     assert at(8, 8, 0) == Draw(epoch=1, prompt_id=order(8, 0, 1)[0])
+
+
+@given(
+    first=st.integers(1, 12),
+    steps=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=4),
+    after=st.integers(0, 60),
+)
+def test_what_is_added_comes_once_in_the_pass_under_way_and_once_in_every_later_one(first, steps, after):
+    size, grown, begun = first, [], []
+
+    def draw(taken, count):
+        return Uniform(size=first, seed=1, grown=tuple(grown)).draw(taken, count, unread)
+
+    for draws, more in [*steps, (after, 0)]:
+        begun += draw(len(begun), draws)
+        if more:
+            size += more
+            grown.append(Growth(taken=len(begun), size=size))
+    assert begun == list(draw(0, len(begun))), "nothing that was drawn changes"
+    pairs = [(draw.epoch, draw.prompt_id) for draw in begun]
+    assert len(set(pairs)) == len(pairs)
+    assert [epoch for epoch, _ in pairs] == sorted(epoch for epoch, _ in pairs)
+    passes = Counter(epoch for epoch, _ in pairs)
+    for epoch in range(max(passes, default=0)):  # all but the last one are over
+        assert sorted(prompt for number, prompt in pairs if number == epoch) == list(range(passes[epoch]))
+    if pairs and passes[pairs[-1][0]] == size:
+        assert {prompt for number, prompt in pairs if number == pairs[-1][0]} == set(range(size))
+
+
+def test_a_place_far_into_a_run_costs_no_walk_through_its_passes():
+    assert at(10**12, 3, 0, (Growth(taken=10**11 + 1, size=4),)).epoch > 10**11
 
 
 def test_reverse_makes_distinct_strings_and_the_same_ones_again():

@@ -13,8 +13,8 @@ from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Prompt
 from twinpod.reward.exact import Exact
 from twinpod.reward.prefix import Prefix
-from twinpod.sampling.items import Dataset, Item
-from twinpod.sampling.tokens import NO_TEXT, Tokenizer, build_prompts
+from twinpod.sampling.items import Dataset, Item, Parts
+from twinpod.sampling.tokens import NO_TEXT, Tokenizer, build_prompts, divide
 
 
 def folder(path, characters="abc=", eos="<eos>", **files: object):
@@ -32,7 +32,7 @@ def folder(path, characters="abc=", eos="<eos>", **files: object):
 
 def dataset(*prompts: str) -> Dataset:
     items = tuple(Item(prompt=prompt, answer="a", where=f"train.jsonl:{n}") for n, prompt in enumerate(prompts, 1))
-    return Dataset(name="d", training=items[:-1], held_out=items[-1:], duplicates=0, verifier=None)
+    return Dataset(name="d", items=items, duplicates=0, held_out=1, size=None, seed=0)
 
 
 def test_text_comes_back_and_ends_at_the_first_stop(tmp_path):
@@ -54,16 +54,14 @@ def test_every_id_that_ends_an_answer_is_a_stop_the_tokenizers_own_first(tmp_pat
     assert Tokenizer(path).stop_ids == (1, 0, 5)
 
 
-def test_prompts_get_the_template_and_ids_that_go_on_into_the_held_out_part(tmp_path):
-    training, held_out = build_prompts(
-        dataset("ab", "ba", "cc"), "{prompt}=", Tokenizer(folder(tmp_path)), special=True
-    )
+def test_prompts_get_the_template_and_ids_that_nothing_appended_later_shifts(tmp_path):
+    prompts = build_prompts(dataset("ab", "ba", "cc"), "{prompt}=", Tokenizer(folder(tmp_path)), special=True)
+    training, held_out = divide(prompts, Parts(training=(0, 2), held_out=(1,)))
     assert [(p.prompt_id, p.text, tuple(p.tokens)) for p in (*training, *held_out)] == [
         (0, "ab=", (2, 3, 5)),
-        (1, "ba=", (3, 2, 5)),
-        (2, "cc=", (4, 4, 5)),
+        (1, "cc=", (4, 4, 5)),
+        (-1, "ba=", (3, 2, 5)),
     ]
-    assert len(held_out) == 1
 
 
 @pytest.mark.parametrize("characters", ["abc=", "0ab="])
@@ -88,8 +86,8 @@ def test_a_beginning_that_the_post_processor_adds_comes_once_and_its_end_never(
     tokenizer = Tokenizer(path)
     assert tokenizer.opening == TokenIds([6])
     word = characters[1]
-    training, held_out = build_prompts(dataset(word, word), template, tokenizer, special=special)
-    assert [tuple(prompt.tokens) for prompt in (*training, *held_out)] == [tokens, tokens]
+    prompts = build_prompts(dataset(word, word), template, tokenizer, special=special)
+    assert [tuple(prompt.tokens) for prompt in prompts] == [tokens, tokens]
 
 
 def test_an_id_without_text_makes_an_answer_wrong(tmp_path):

@@ -144,7 +144,7 @@ class JsonLinesSpec(Part):
     """A file with one JSON object a line: prompt, answer, difficulty (0 to 1, optional)."""
 
     path: FolderPath
-    """The file, as the master's container sees it."""
+    """The file, as the master's container sees it. Between two starts lines may be added at its end, none changed."""
 
 
 class ReasoningGymSpec(Part):

@@ -1,4 +1,4 @@
-"""Greedy answers of an exported folder, by transformers alone: `python -m twinpod.cli.greedy JOB.json FOLDER`.
+"""Greedy answers of an exported folder, by transformers alone: `python -m twinpod.cli.greedy JOB.json FOLDER BOOKS`.
 
 A process of its own, because it imports torch and the command line must not. Nothing of Twinpod's trainer or engine
 takes part, so that the number proves the folder. Prints {"exactMatch": ..., "prompts": ...}.
@@ -6,6 +6,7 @@ takes part, so that the number proves the folder. Prints {"exactMatch": ..., "pr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections import defaultdict
@@ -13,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from twinpod.api.load import load_manifest
+from twinpod.master.books_data import begun_with
+from twinpod.master.books_read import open_read_only
 from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Prompt
 from twinpod.reward.choose import choose
-from twinpod.sampling.datasets import open_dataset
+from twinpod.sampling.datasets import GymVerifier, open_dataset
 from twinpod.sampling.tokens import Tokenizer, fill
 
 BATCH = 64
 
 
-def main(job_file: Path, folder: Path) -> dict[str, float]:
+def main(job_file: Path, folder: Path, books: Path) -> dict[str, float]:
     """Share of held-out prompts whose greedy answer the job's own reward calls wholly right."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,15 +33,17 @@ def main(job_file: Path, folder: Path) -> dict[str, float]:
     torch.set_num_threads(2)
     job = load_manifest(job_file)
     dataset = open_dataset(job.spec.dataset, job.spec.seed)
-    reward = choose(job.spec.reward, dataset.verifier)
+    with contextlib.closing(open_read_only(books)) as db:
+        parts = dataset.parts(begun_with(db))
+    reward = choose(job.spec.reward, GymVerifier(dataset.source, dataset.keys(parts)) if dataset.source else None)
     tokenizer, reading = AutoTokenizer.from_pretrained(folder), Tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     by_length: dict[int, list[tuple[Prompt, list[int]]]] = defaultdict(list)  # equal lengths need no padding
-    for number, item in enumerate(dataset.held_out, len(dataset.training)):
+    for number, item in enumerate(dataset.items[place] for place in parts.held_out):
         text = fill(job.spec.dataset.template, item.prompt)
         plain = TokenIds(tokenizer.encode(text, add_special_tokens=False))
         ids = reading.opened(plain) if job.spec.dataset.add_special_tokens else plain
-        prompt = Prompt(prompt_id=number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=ids)
+        prompt = Prompt(prompt_id=-1 - number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=ids)
         by_length[len(ids)].append((prompt, list(ids)))
     right = 0
     for entries in by_length.values():
@@ -47,7 +52,7 @@ def main(job_file: Path, folder: Path) -> dict[str, float]:
             answers = _answers(model, reading, [ids for _, ids in part], job.spec.rollout.max_tokens)
             verdicts = [reward.score(prompt, answer) for (prompt, _), answer in zip(part, answers, strict=True)]
             right += sum(verdict.correct and not verdict.error for verdict in verdicts)
-    total = len(dataset.held_out)
+    total = len(parts.held_out)
     return {"exactMatch": right / total if total else float("nan"), "prompts": total}
 
 
@@ -61,4 +66,4 @@ def _answers(model: Any, reading: Tokenizer, rows: list[list[int]], most: int) -
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]))))
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))))

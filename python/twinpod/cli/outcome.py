@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -32,7 +31,7 @@ def write_outcome(job: RLJob, folder: RunFolder, console: Console, *, check_expo
     exact, fault = math.nan, ""
     if check_export:
         try:
-            exact = greedy_match(folder.job_file, folder.export)
+            exact = greedy_match(folder)
         except EnvironmentFault as error:
             fault = str(error)
     summary = summarise(job, records, exact, folder.seconds())
@@ -82,11 +81,12 @@ def summarise(job: RLJob, records: tuple[IterationRecord, ...], exact: float, wa
     }
 
 
-def greedy_match(job_file: Path, export: Path) -> float:
+def greedy_match(folder: RunFolder) -> float:
     """Share of held-out prompts that the exported model answers rightly, found by a process of its own (it imports
     torch).
     """
-    command = [sys.executable, "-m", "twinpod.cli.greedy", str(job_file), str(export)]
+    paths = (folder.job_file, folder.export, folder.books)
+    command = [sys.executable, "-m", "twinpod.cli.greedy", *map(str, paths)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:

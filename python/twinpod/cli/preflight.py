@@ -8,7 +8,7 @@ from pathlib import Path
 from twinpod.api.model_folder import write_model_folder
 from twinpod.api.types import RLJob
 from twinpod.reward.choose import choose
-from twinpod.sampling.datasets import open_dataset
+from twinpod.sampling.datasets import GymVerifier, open_dataset
 from twinpod.sampling.tokens import Tokenizer, build_prompts
 
 
@@ -20,4 +20,4 @@ def check_inputs(job: RLJob) -> None:
         data = job.spec.dataset
         dataset = open_dataset(data, job.spec.seed)
         build_prompts(dataset, data.template, tokenizer, special=data.add_special_tokens)
-        choose(job.spec.reward, dataset.verifier)
+        choose(job.spec.reward, GymVerifier(dataset.source, {}) if dataset.source else None)

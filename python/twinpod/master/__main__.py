@@ -30,6 +30,7 @@ from twinpod.api.types import RLJob
 from twinpod.coordination.etcd import EtcdStore
 from twinpod.coordination.keys import Keys
 from twinpod.errors import EnvironmentFault, InputError, StaleEpoch, TwinpodError
+from twinpod.master import books_data
 from twinpod.master import books_read as read
 from twinpod.master.books import Books
 from twinpod.master.conductor import Conductor, Parts
@@ -47,9 +48,8 @@ from twinpod.master.takeover import leave_when_superseded, take_books
 from twinpod.master.worker_group import WorkerGroup
 from twinpod.reward.choose import choose
 from twinpod.rpc.channel import listening_host, serve
-from twinpod.sampling.datasets import open_dataset
-from twinpod.sampling.tokens import Tokenizer, build_prompts
-from twinpod.sampling.uniform import Uniform
+from twinpod.sampling.datasets import GymVerifier, open_dataset
+from twinpod.sampling.tokens import Tokenizer, build_prompts, divide
 from twinpod.telemetry import log as logs
 from twinpod.telemetry.prometheus import exposition
 from twinpod.telemetry.tensorboard import BoardFiles
@@ -76,8 +76,9 @@ async def run(job: RLJob, environment: Environment) -> int:
     tokenizer = Tokenizer(environment.model_folder)
     dataset = open_dataset(job.spec.dataset, job.spec.seed)
     data = job.spec.dataset
-    prompts, held_out = build_prompts(dataset, data.template, tokenizer, special=data.add_special_tokens)
-    reward = choose(job.spec.reward, dataset.verifier)
+    everything = build_prompts(dataset, data.template, tokenizer, special=data.add_special_tokens)
+    keys: dict[int, int] = {}
+    reward = choose(job.spec.reward, GymVerifier(dataset.source, keys) if dataset.source else None)
     settings = settings_of(job, tokenizer.stop_ids)
     host = listening_host(environment.address)
     async with AsyncExitStack() as stack:
@@ -86,9 +87,13 @@ async def run(job: RLJob, environment: Environment) -> int:
         registry = Registry(store, Keys(namespace=environment.namespace, job_uid=environment.job_uid), asyncio.sleep)
         books = await take_books(environment.state, identity_of(job), registry, asyncio.sleep)
         stack.callback(books.close)
+        known = books_data.take(books, dataset)
         if over(books, settings.iterations):
             log.info("the run has succeeded before; nothing is left to do")
             return 0
+        parts = dataset.parts(known[0].count)
+        prompts, held_out = divide(everything, parts)
+        keys.update(dataset.keys(parts))
         async_books = AsyncBooks(books, stack.enter_context(ThreadPoolExecutor(1, "books")))
         judge = Judge(
             reward, tokenizer.decode, settings.repeat_penalty, stack.enter_context(ThreadPoolExecutor(1, "judge"))
@@ -104,13 +109,13 @@ async def run(job: RLJob, environment: Environment) -> int:
         stack.callback(health.stop)
         server = await serve([MasterService(dispatcher)], f"{host}:{names.MASTER_PORT}", environment.tls)
         stack.push_async_callback(server.stop, 1.0)
-        parts = Parts(
+        wired = Parts(
             settings=settings,
             async_books=async_books,
             registry=registry,
             workers=workers,
             dispatcher=dispatcher,
-            source=PromptSource(prompts, held_out, Uniform(size=len(prompts), seed=settings.seed)),
+            source=PromptSource(prompts, held_out, books_data.uniform(dataset, known)),
             judge=judge,
             reporter=reporter,
             snapshots=environment.snapshots,
@@ -118,7 +123,7 @@ async def run(job: RLJob, environment: Environment) -> int:
             clock=time.monotonic,
             wall=time.time,
         )
-        conductor = Conductor(parts)
+        conductor = Conductor(wired)
         watching = leave_when_superseded(registry, lambda: conductor.epoch, asyncio.sleep)
         return await conduct(conductor, reporter, watching, LEAVE_SHARE * environment.grace_s)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from twinpod.errors import EnvironmentFault, StaleEpoch
 from twinpod.master import books_read as read
@@ -30,6 +30,8 @@ from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Trajecto
 from twinpod.records.run import IterationRecord, Progress
 
 __all__ = ["FILE", "Books", "EvaluationAnswer", "Identity", "Resume", "Scored", "Stored"]
+
+T = TypeVar("T")
 
 MOST_TRIES = 3  # groups that a prompt may have in one pass; then it is passed over
 
@@ -224,6 +226,11 @@ class Books:
                 if row is not None:
                     db.execute(_TRY_AGAIN, (*row, one, MOST_TRIES))
             _count(db, f"groups_dropped_{reason}", len(group_ids))
+
+    def write(self, act: Callable[[sqlite3.Connection], T]) -> T:
+        """`act` in one transaction."""
+        with self._transaction() as db:
+            return act(db)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter."""

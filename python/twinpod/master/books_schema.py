@@ -18,6 +18,11 @@ SCHEMA_VERSION = 3  # PRAGMA user_version
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE data (                             -- the data set as the run began with it, and what came later
+    first INTEGER PRIMARY KEY,                  -- place of the first item, in the source's order
+    digests BLOB NOT NULL,                      -- 16 bytes an item
+    taken INTEGER NOT NULL                      -- groups that had been begun when they came
+);
 CREATE TABLE prompts (
     prompt_id INTEGER PRIMARY KEY,
     text TEXT NOT NULL, answer TEXT NOT NULL, difficulty REAL NOT NULL, tokens BLOB NOT NULL,

@@ -10,17 +10,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import blake2b
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from twinpod.api.types import DatasetSpec, EntryPointSpec, ReasoningGymSpec
 from twinpod.errors import EnvironmentFault, InputError
-from twinpod.sampling.items import Dataset, Item, Verifier
+from twinpod.sampling.items import Dataset, Item
 
-__all__ = ["GymVerifier", "distinct", "open_dataset", "read_json_lines", "split"]
+__all__ = ["GymVerifier", "distinct", "gym_size", "open_dataset", "read_json_lines"]
 
 DEFAULT_SIZE = 10_000  # training prompts asked of an entry point when the job names no size
 _PATIENCE = 20  # items drawn a wanted one before a generator is said to have no more distinct prompts
@@ -28,27 +27,41 @@ _PATIENCE = 20  # items drawn a wanted one before a generator is said to have no
 
 def open_dataset(spec: DatasetSpec, seed: int) -> Dataset:
     """The job's data set. InputError names the field; EnvironmentFault a package that is not installed."""
+    source = None
     if spec.json_lines is not None:
         path = Path(spec.json_lines.path)
-        items, duplicates = distinct(read_json_lines(path), None)
-        return _parts(path.name, items, duplicates, spec, seed, None)
-    if spec.entry_point is not None:
-        wanted = (spec.size or DEFAULT_SIZE) + spec.held_out
+        name, (items, duplicates) = path.name, distinct(read_json_lines(path), None)
+    elif spec.entry_point is not None:
+        name, wanted = spec.entry_point.target, (spec.size or DEFAULT_SIZE) + spec.held_out
         items, duplicates = distinct(_from_entry_point(spec.entry_point, seed, wanted), wanted)
-        return _parts(spec.entry_point.target, items, duplicates, spec, seed, None)
-    assert spec.reasoning_gym is not None  # the schema demands exactly one
-    wanted = (spec.size or spec.reasoning_gym.size) + spec.held_out
-    source = _open_gym(spec.reasoning_gym, seed, wanted * _PATIENCE)
-    items, duplicates = distinct(_from_gym(source), wanted)
-    dataset = _parts(f"reasoning-gym {spec.reasoning_gym.name}", items, duplicates, spec, seed, None)
-    verifier = GymVerifier(source, [item.key for item in (*dataset.training, *dataset.held_out)])
+    else:
+        assert spec.reasoning_gym is not None  # the schema demands exactly one
+        name, wanted = f"reasoning-gym {spec.reasoning_gym.name}", gym_size(spec) + spec.held_out
+        source = _open_gym(spec.reasoning_gym, seed, wanted * _PATIENCE)
+        items, duplicates = distinct(_from_gym(source), wanted)
+    needed = spec.held_out + (spec.size or 1)
+    if len(items) < needed:
+        asked = f"{spec.size} to train on" if spec.size else "at least one to train on"
+        raise InputError(
+            f"{name} has {len(items)} distinct prompts; {spec.held_out} held out and {asked} are wanted",
+            where="dataset",
+            mend="lower dataset.size or dataset.heldOut, or widen the data set",
+        )
     return Dataset(
-        name=dataset.name,
-        training=dataset.training,
-        held_out=dataset.held_out,
+        name=name,
+        items=tuple(items),
         duplicates=duplicates,
-        verifier=verifier,
+        held_out=spec.held_out,
+        size=spec.size,
+        seed=seed,
+        source=source,
     )
+
+
+def gym_size(spec: DatasetSpec) -> int:
+    """Training prompts asked of reasoning-gym."""
+    assert spec.reasoning_gym is not None
+    return spec.size or spec.reasoning_gym.size
 
 
 def distinct(items: Iterable[Item], wanted: int | None) -> tuple[list[Item], int]:
@@ -58,7 +71,8 @@ def distinct(items: Iterable[Item], wanted: int | None) -> tuple[list[Item], int
     """
     kept: dict[str, Item] = {}
     duplicates = 0
-    for item in items if wanted is None else islice(items, wanted * _PATIENCE):
+    whole = _with_whole_characters(items)
+    for item in whole if wanted is None else islice(whole, wanted * _PATIENCE):
         before = kept.setdefault(item.prompt, item)
         if before is not item:
             duplicates += 1
@@ -74,21 +88,10 @@ def distinct(items: Iterable[Item], wanted: int | None) -> tuple[list[Item], int
     return list(kept.values()), duplicates
 
 
-def split(items: Sequence[Item], held_out: int, seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """Training and held-out items. Which are held out depends on their prompts and the seed, not on their order."""
-
-    def rank(place: int) -> bytes:
-        return blake2b(f"{seed}/{items[place].prompt}".encode(), digest_size=16).digest()
-
-    chosen = set(sorted(range(len(items)), key=rank)[:held_out])
-    training = tuple(item for place, item in enumerate(items) if place not in chosen)
-    return training, tuple(items[place] for place in sorted(chosen))
-
-
 def read_json_lines(path: Path) -> Iterator[Item]:
     """The items of a file with one object a line: prompt, answer, difficulty (optional). Blank lines are skipped."""
     try:
-        file = path.open(encoding="utf-8")
+        file = path.open("rb")
     except OSError as error:
         raise InputError(
             f"cannot be read: {error.strerror}",
@@ -96,12 +99,16 @@ def read_json_lines(path: Path) -> Iterator[Item]:
             mend="correct dataset.jsonLines.path, or put the file there",
         ) from error
     with file:
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _json_item(line, f"{path.name}:{number}")
-        except UnicodeDecodeError as error:
-            raise InputError(f"is not UTF-8: {error.reason}", where=str(path), mend="convert the file") from error
+        for number, line in enumerate(file, 1):
+            where = f"{path.name}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"is not UTF-8: {error.reason} at byte {error.start + 1}", where=where, mend="convert the file"
+                ) from error
+            if text.strip():
+                yield _json_item(text, where)
 
 
 def _json_item(line: str, where: str) -> Item:
@@ -109,10 +116,18 @@ def _json_item(line: str, where: str) -> Item:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"is not JSON: {error.msg} at column {error.colno}", where=where) from error
+    except RecursionError as error:
+        raise InputError(
+            "is nested too deeply", where=where, mend='write {"prompt": "...", "answer": "..."}'
+        ) from error
+    except ValueError as error:  # a number with more digits than Python reads
+        raise InputError(f"cannot be read: {error}", where=where) from error
     if not isinstance(value, dict):
         raise InputError("is not an object", where=where, mend='write {"prompt": "...", "answer": "..."}')
     if unknown := sorted(set(value) - {"prompt", "answer", "difficulty"}):
-        raise InputError(f"unknown {', '.join(unknown)}", where=where, mend="known are prompt, answer, difficulty")
+        raise InputError(
+            f"unknown {_printable(', '.join(unknown))}", where=where, mend="known are prompt, answer, difficulty"
+        )
     for name in ("prompt", "answer"):
         if not isinstance(value.get(name), str) or not value[name]:
             raise InputError(f"{name} is {value.get(name)!r}", where=where, mend="give a string that is not empty")
@@ -120,6 +135,26 @@ def _json_item(line: str, where: str) -> Item:
     if isinstance(difficulty, bool) or not isinstance(difficulty, (int, float)) or not 0 <= difficulty <= 1:
         raise InputError(f"difficulty is {difficulty!r}", where=where, mend="give a number from 0 to 1")
     return Item(prompt=value["prompt"], answer=value["answer"], difficulty=float(difficulty), where=where)
+
+
+def _with_whole_characters(items: Iterable[Item]) -> Iterator[Item]:
+    """The items; InputError names the first with half a character: no tokenizer, file or message can hold it."""
+    for item in items:
+        for name, text in (("prompt", item.prompt), ("answer", item.answer)):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"{name} has half a character ({_printable(text[error.start])}, a lone surrogate) at character"
+                    f" {error.start + 1}",
+                    where=item.where or "dataset",
+                    mend="write the whole character, or take the half out",
+                ) from error
+        yield item
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def load_target(target: str, where: str) -> Callable[..., Any]:
@@ -158,6 +193,8 @@ def _from_entry_point(spec: EntryPointSpec, seed: int, wanted: int) -> Iterator[
             return
         if not isinstance(item, Item):
             raise InputError(f"is {type(item).__name__}", where=place, mend="yield twinpod.sampling.items.Item")
+        if {type(item.prompt), type(item.answer)} != {str}:  # the user's code; nobody checks its types
+            raise InputError("its prompt or its answer is no string", where=place)
         yield (
             item
             if item.where
@@ -168,8 +205,8 @@ def _from_entry_point(spec: EntryPointSpec, seed: int, wanted: int) -> Iterator[
 class GymVerifier:
     """reasoning-gym's own score of an answer. Entries are made again from their index: they are the same every time."""
 
-    def __init__(self, source: Any, keys: Sequence[int]) -> None:
-        self._source, self._keys = source, tuple(keys)  # by prompt id
+    def __init__(self, source: Any, keys: Mapping[int, int]) -> None:
+        self._source, self._keys = source, keys  # prompt id → index
 
     def score(self, prompt_id: int, text: str) -> float:
         """0 to 1, by the data set's `score_answer`."""
@@ -210,27 +247,6 @@ def _from_gym(source: Any) -> Iterator[Item]:
     for key in range(len(source)):
         entry = source[key]
         yield Item(prompt=str(entry["question"]), answer=str(entry["answer"]), where=f"entry {key}", key=key)
-
-
-def _parts(
-    name: str, items: Sequence[Item], duplicates: int, spec: DatasetSpec, seed: int, verifier: Verifier | None
-) -> Dataset:
-    needed = spec.held_out + (spec.size or 1)
-    if len(items) < needed:
-        asked = f"{spec.size} to train on" if spec.size else "at least one to train on"
-        raise InputError(
-            f"{name} has {len(items)} distinct prompts; {spec.held_out} held out and {asked} are wanted",
-            where="dataset",
-            mend="lower dataset.size or dataset.heldOut, or widen the data set",
-        )
-    training, held_out = split(items, spec.held_out, seed)
-    return Dataset(
-        name=name,
-        training=training[: spec.size],
-        held_out=held_out,
-        duplicates=duplicates,
-        verifier=verifier,
-    )
 
 
 def _short(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from tokenizers import Tokenizer as Vocabulary
 from twinpod.errors import InputError
 from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Prompt
-from twinpod.sampling.items import Dataset, Item
+from twinpod.sampling.items import Dataset, Item, Parts
 
-__all__ = ["NO_TEXT", "Tokenizer", "build_prompts", "fill"]
+__all__ = ["NO_TEXT", "Tokenizer", "build_prompts", "divide", "fill"]
 
 NO_TEXT = "\ufffd"  # stands in an answer for an id that the tokenizer has no text for; no prompt's answer has it
 BLANK = "\0"
@@ -145,25 +146,30 @@ def fill(template: str, prompt: str) -> str:
     return template.replace("{prompt}", prompt)
 
 
-def build_prompts(
-    dataset: Dataset, template: str, tokenizer: Tokenizer, *, special: bool
-) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """Training and held-out prompts, with ids by `Dataset`'s rule. `special`: `Tokenizer.opened` of each.
+def build_prompts(dataset: Dataset, template: str, tokenizer: Tokenizer, *, special: bool) -> tuple[Prompt, ...]:
+    """A prompt of each item, in the order of `dataset.items`; the ids are places there until `divide`.
+
+    `special`: `Tokenizer.opened` of each.
 
     InputError names the prompt, the line and the character when the tokenizer lacks one.
     """
-    items = (*dataset.training, *dataset.held_out)
-    texts = [fill(template, item.prompt) for item in items]
+    texts = [fill(template, item.prompt) for item in dataset.items]
     if missing := tokenizer.missing(texts):
-        raise _lacking(missing, items, [tokenizer.blanked(text) for text in texts])
+        raise _lacking(missing, dataset.items, [tokenizer.blanked(text) for text in texts])
     encoded = tokenizer.encode_many(texts)
     if special:
         encoded = [tokenizer.opened(tokens) for tokens in encoded]
-    prompts = tuple(
-        Prompt(prompt_id=number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=tokens)
-        for number, (item, text, tokens) in enumerate(zip(items, texts, encoded, strict=True))
+    return tuple(
+        Prompt(prompt_id=place, text=text, answer=item.answer, difficulty=item.difficulty, tokens=tokens)
+        for place, (item, text, tokens) in enumerate(zip(dataset.items, texts, encoded, strict=True))
     )
-    return prompts[: len(dataset.training)], prompts[len(dataset.training) :]
+
+
+def divide(prompts: Sequence[Prompt], parts: Parts) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """Training prompts, with ids 0, 1, .., and held-out ones, with -1, -2, ..: what is appended later shifts none."""
+    training = tuple(replace(prompts[place], prompt_id=number) for number, place in enumerate(parts.training))
+    held_out = tuple(replace(prompts[place], prompt_id=-1 - number) for number, place in enumerate(parts.held_out))
+    return training, held_out
 
 
 def _lacking(missing: set[str], items: Sequence[Item], texts: Sequence[str]) -> InputError:
