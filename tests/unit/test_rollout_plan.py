@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -118,6 +119,13 @@ REFUSED = [
     ("more tokens than asked for", output((5, 5, 5, 5, 5), Finish.LENGTH), ProtocolError, "more than asked for"),
     ("a stop without a stop token", output((5, 5), Finish.STOP), ProtocolError, "no stop token"),
     ("log-probs missing", replace(output((5, EOS), Finish.STOP), logps=LogProbs((0.0,))), ProtocolError, "1 log-probs"),
+    ("nan", replace(output((5, EOS), Finish.STOP), logps=LogProbs((0.0, math.nan))), EngineFault, "of token 1 is nan"),
+    (
+        "-inf",
+        replace(output((5, 6), Finish.ABORT), logps=LogProbs((-math.inf, 0.0))),
+        EngineFault,
+        "of token 0 is -inf",
+    ),
     ("an engine's refusal", replace(output((), Finish.FAILED), message="too long"), EngineFault, "too long"),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 from collections.abc import Callable
 
@@ -72,6 +73,7 @@ async def test_a_request_says_everything_that_the_engine_must_know():
 FINISHES = [
     ({"type": "stop", "matched": 1}, Finish.STOP),
     ({"type": "length", "length": 3}, Finish.LENGTH),
+    ({"type": "stop", "matched": "NaN happened"}, Finish.FAILED),  # and an end of text in the place of no token
     ({"type": "abort", "message": "Aborted"}, Finish.ABORT),
     ({"type": "abort", "message": "out of memory", "status_code": 500}, Finish.FAILED),
     (None, Finish.RUNNING),
@@ -96,6 +98,15 @@ async def test_the_ranges_of_versions_count_more_than_the_newest():
     assert (await read(engine))[0][2] == 6
 
 
+async def test_a_log_prob_that_is_null_is_nan_and_the_stream_goes_on():
+    engine, _ = stream(
+        event([6, 1], {"type": "stop"}, output_token_logprobs=[[None, 6, None], [-0.5, 1, None]]), event([7], None)
+    )
+    first, second = [output async for output in engine.generate([REQUEST])]
+    assert math.isnan(first.logps[0])
+    assert (first.logps[1], tuple(second.tokens)) == (-0.5, (7,))
+
+
 def refusing(kind: type[Exception]) -> SGLangStream:
     def answer(request: httpx.Request) -> httpx.Response:
         raise kind("gone")
@@ -110,6 +121,7 @@ BROKEN: list[tuple[Callable[[], SGLangStream], type[TwinpodError], str]] = [
     (lambda: stream({"error": {"message": "oom"}})[0], EngineFault, "oom"),
     (lambda: stream(event([1], {"type": "stop"}, weight_version="default"))[0], ProtocolError, "'default'"),
     (lambda: stream(event([1], {"type": "vanished"}))[0], ProtocolError, "unknown finish reason"),
+    (lambda: stream(event([1], None, output_token_logprobs=[[math.nan, 1, None]]))[0], EngineFault, "JSONDecodeError"),
     (lambda: refusing(httpx.ConnectError), EngineFault, "ConnectError: gone"),
 ]
 

@@ -6,6 +6,8 @@ being the beginning of another (`x#1;` and `x#10;`), because engines abort by th
 
 from __future__ import annotations
 
+import numpy as np
+
 from twinpod.errors import EngineFault, ProtocolError, WrongVersion
 from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Resumption, SamplingSettings, Segment, Stop, WorkItem
@@ -72,8 +74,8 @@ def segment(item: WorkItem, place: int, output: EngineOutput, pod: str) -> Segme
     """The segment that a finished output makes; None for an answer cut before its first token: there is nothing to
     store.
 
-    WrongVersion when other weights made it, EngineFault when the engine refused, ProtocolError when the output
-    contradicts its request.
+    WrongVersion when other weights made it, EngineFault when the engine refused or its numbers are none, ProtocolError
+    when the output contradicts its request.
     """
     resumption = item.trajectories[place]
     if output.finish is Finish.FAILED:
@@ -82,6 +84,10 @@ def segment(item: WorkItem, place: int, output: EngineOutput, pod: str) -> Segme
         raise WrongVersion(f"asked for weights {item.version}, answered by {output.version}", where=output.name)
     if len(output.tokens) != len(output.logps):
         raise ProtocolError(f"{len(output.tokens)} tokens but {len(output.logps)} log-probs", where=output.name)
+    finite = np.isfinite(output.logps.array)
+    if not finite.all():
+        token = int(np.argmin(finite))
+        raise EngineFault(f"the log-prob of token {token} is {output.logps[token]}, no number", where=output.name)
     keep = repeats(item, place, output.tokens, 0)
     stop = _stop(item, resumption, output, keep)
     if stop is Stop.CUT and not output.tokens:

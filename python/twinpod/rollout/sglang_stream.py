@@ -9,6 +9,7 @@ repeat detection only the first and the last event of a sequence travel. (0.5.23
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = ["SGLangStream"]
 
 _JSON = {"content-type": "application/json"}
 _NEVER = 1 << 20  # tokens between two reports when nobody wants one
+_NAN = "NaN happened"  # SGLang of a drawn id that is no token; it has put an end of text there (`schedule_batch.py`)
 _SEVERAL = -1  # version of an answer that several versions made
 
 
@@ -52,7 +54,7 @@ class SGLangStream:
                 async for line in answer.aiter_lines():
                     if line.startswith("data: {"):
                         yield _output(orjson.loads(line[6:]), self._url)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, orjson.JSONDecodeError) as error:
             raise EngineFault(f"{type(error).__name__}: {error}", where=f"{self._url}/generate") from error
 
     async def abort(self, name: str) -> None:
@@ -111,7 +113,8 @@ def _output(event: dict[str, Any], url: str) -> EngineOutput:
     finish, message = _finish(meta.get("finish_reason"), url)
     entries = meta.get("output_token_logprobs") or ()
     tokens = TokenIds(np.array(event.get("output_ids") or (), dtype=TokenIds.dtype))
-    logps = LogProbs(np.fromiter((entry[0] for entry in entries), dtype=LogProbs.dtype, count=len(entries)))
+    known = (math.nan if entry[0] is None else entry[0] for entry in entries)  # null: JSON has no NaN
+    logps = LogProbs(np.fromiter(known, dtype=LogProbs.dtype, count=len(entries)))
     return EngineOutput(
         name=meta["id"], tokens=tokens, logps=logps, finish=finish, version=_version(meta, url), message=message
     )
@@ -122,6 +125,8 @@ def _finish(reason: dict[str, Any] | None, url: str) -> tuple[Finish, str]:
         return Finish.RUNNING, ""
     if reason["type"] == "abort" and reason.get("status_code"):
         return Finish.FAILED, str(reason.get("message"))
+    if reason.get("matched") == _NAN:
+        return Finish.FAILED, "the engine drew a token that does not exist: its logits are not finite"
     try:
         return Finish(reason["type"]), ""
     except ValueError as error:
