@@ -17,6 +17,7 @@ from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault
 from twinpod.inference.sglang_engine import EngineSpec
 from twinpod.records.life import LifeCycle
+from twinpod.records.model_shape import shape_from_huggingface
 from twinpod_sidecar.children import ChildSpec
 
 GRACE_S = 20.0  # from SIGTERM to the end, all children included
@@ -74,7 +75,7 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
             port=0,
             api_key="",
             kv_tokens=engine.kv_tokens,
-            context_length=int(hf_config(job)["max_position_embeddings"]),
+            context_length=shape_from_huggingface(hf_config(job)).max_positions,
             dtype=job.spec.model.dtype,
             tensor_parallel=engine.tensor_parallel,
             accelerators=accelerators,

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from twinpod.arena import Arena
+from twinpod.records.model_shape import Family, ModelShape
+from twinpod.records.rope import Rope
 from twinpod.trainer.convert.plan import plan_parts
 from twinpod.trainer.place import Place
 from twinpod.trainer.publish import SLOTS, shard_layout, write_parts
-from twinpod.trainer.shape import Family, ModelShape
 
+ROPE_THETA = 1e6
 SHAPE = ModelShape(
     family=Family.QWEN2,
     hidden=896,
@@ -35,8 +37,7 @@ SHAPE = ModelShape(
     vocab=40_000,
     max_positions=32_768,
     norm_eps=1e-6,
-    rope_theta=1e6,
-    rope_llama3_factor=None,
+    rope=Rope(theta=ROPE_THETA),
     tied=False,
     init_std=0.02,
 )
@@ -55,8 +56,8 @@ def hf_config() -> str:
         "num_key_value_heads": SHAPE.kv_heads,
         "max_position_embeddings": SHAPE.max_positions,
         "rms_norm_eps": SHAPE.norm_eps,
-        "rope_theta": SHAPE.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": SHAPE.rope_theta},
+        "rope_theta": ROPE_THETA,
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
         "hidden_act": "silu",
         "tie_word_embeddings": SHAPE.tied,
         "use_sliding_window": False,

@@ -64,6 +64,34 @@ MODELS: dict[str, dict[str, Any]] = {
         "head_dim": 12,
     },
     "llama": {**COMMON, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True},
+    # Positions beyond the original context, in dimensions that are kept, blended and stretched.
+    "llama3-rope": {
+        **COMMON,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "tie_word_embeddings": False,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 6.0,
+            "low_freq_factor": 0.5,
+            "high_freq_factor": 3.0,
+            "original_max_position_embeddings": 4,
+        },
+    },
+    "yarn-rope": {
+        **COMMON,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "tie_word_embeddings": False,
+        "head_dim": 12,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 16.0,
+            "original_max_position_embeddings": 4,
+            "beta_fast": 0.6,
+            "beta_slow": 0.02,
+        },
+    },
     "opt": OPT,
     "opt-untied": {**OPT, "tie_word_embeddings": False},
 }
@@ -131,11 +159,11 @@ def check_family(family: str, out: Path, base: Path, place: Any, machine: Any, c
     """Train, export, publish, snapshot and offload one model; results go to `out`."""
     import torch
 
+    from twinpod.records.model_shape import shape_from_huggingface
     from twinpod.trainer.export import export_folder
     from twinpod.trainer.megatron import build_rank
     from twinpod.trainer.memory import RankMemory, observed_bytes
     from twinpod.trainer.publish import Publisher
-    from twinpod.trainer.shape import shape_from_huggingface
     from twinpod.trainer.snapshot import load_snapshot, save_snapshot
     from twinpod.trainer.step import train_iteration
     from twinpod.trainer.weights import load_folder, load_random

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinpod.errors import InputError
+from twinpod.records.model_shape import Family, ModelShape, shape_from_huggingface
+from twinpod.records.rope import Llama3Scaling, Rope
 from twinpod.trainer.convert.copy import export_part, import_part
 from twinpod.trainer.convert.layout import LOCAL, TRANSFORMER_ENGINE, Part
 from twinpod.trainer.convert.plan import full_tensors, naming_of, plan_parts
 from twinpod.trainer.place import Place, Sizes, check_sizes
-from twinpod.trainer.shape import Family, ModelShape, shape_from_huggingface
 
 
 def _shape(family: Family = Family.QWEN2, **changes: object) -> ModelShape:
@@ -36,8 +37,7 @@ def _shape(family: Family = Family.QWEN2, **changes: object) -> ModelShape:
         "vocab": 13,
         "max_positions": 64,
         "norm_eps": 1e-6,
-        "rope_theta": 1e4,
-        "rope_llama3_factor": None,
+        "rope": Rope(theta=1e4),
         "tied": False,
         "init_std": 0.02,
     }
@@ -207,21 +207,50 @@ CONFIG = {
 }
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
 def test_shape_reads_old_and_new_rope_fields() -> None:
-    assert shape_from_huggingface({**CONFIG, "rope_theta": 5e5}).rope_theta == 5e5
-    assert (
-        shape_from_huggingface({**CONFIG, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}).rope_theta
-        == 1e6
-    )
-    scaled = {
-        "rope_type": "llama3",
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    assert shape_from_huggingface({**CONFIG, "rope_scaling": scaled}).rope_llama3_factor == 32.0
+    new = {**CONFIG, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    assert shape_from_huggingface({**CONFIG, "rope_theta": 5e5}).rope == Rope(theta=5e5)
+    assert shape_from_huggingface(new).rope == Rope(theta=1e6)
+    llama3 = Llama3Scaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=8192)
+    assert shape_from_huggingface({**CONFIG, "rope_scaling": LLAMA3}).rope == Rope(theta=1e4, scaling=llama3)
     assert shape_from_huggingface(CONFIG).head_dim == 16
+    assert shape_from_huggingface({**CONFIG, "head_dim": None, "num_key_value_heads": None}).kv_heads == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({}, 2048),
+        ({"architectures": ["Qwen3ForCausalLM"]}, 32768),
+        ({"max_position_embeddings": 131072, "rope_scaling": LLAMA3}, 131072),
+        ({"max_position_embeddings": 40960, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 163840),
+        (
+            {
+                "max_position_embeddings": 40960,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            },
+            131072,
+        ),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            },
+            131072,
+        ),
+    ],
+)
+def test_the_context_is_that_of_the_stretched_model(config: dict[str, object], positions: int) -> None:
+    assert shape_from_huggingface({**CONFIG, **config}).max_positions == positions
 
 
 @pytest.mark.parametrize(
@@ -229,7 +258,18 @@ def test_shape_reads_old_and_new_rope_fields() -> None:
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "architectures: the trainer knows LlamaForCausalLM"),
         ({"hidden_size": None}, "hidden_size: must be a whole number above 0"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope type 'yarn'"),
+        (
+            {"rope_scaling": {"rope_type": "longrope"}},
+            "rope_type: is 'longrope', .*; use .* one of default, llama3",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, "parameters.factor: is '4'; must be a number above 0"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": None}}, "parameters.low_freq_factor: is missing; must be a n"),
+        ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1}}, "high_freq_factor: is 1; must be above low_freq_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: is 0.5; the trainer rotates whole heads"),
+        ({"head_dim": 15}, "head_dim: is 15; rotary positions need an even size"),
+        ({"num_key_value_heads": "2"}, "num_key_value_heads: must be a whole number above 0, not '2'"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: holds sliding_attention; the trainer"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config: the weights are quantised \(fp8\)"),
         ({"attention_bias": True}, "attention_bias: is on"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu' is not supported"),
     ],

@@ -147,7 +147,7 @@ def test_a_wrong_folder_is_refused_before_anything_is_written(
     tmp_path: Path, files: list[str], model: dict[str, Any], line: str
 ) -> None:
     for name in files:
-        (tmp_path / name).write_text("{}", encoding="utf-8")
+        (tmp_path / name).write_text(json.dumps(hf_config(job_with({}))), encoding="utf-8")
     job = job_with(json.loads(json.dumps(model).replace("{}", str(tmp_path))))
     with pytest.raises(InputError) as caught:
         write_model_folder(job, tmp_path / "out")

@@ -15,6 +15,7 @@ from typing import Any
 from twinpod.api.character_tokenizer import EOS_ID, PAD_ID, tokenizer_config, tokenizer_json, tokens_of
 from twinpod.api.types import Architecture, RLJob
 from twinpod.errors import EnvironmentFault, InputError
+from twinpod.records.model_shape import shape_from_huggingface
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -25,6 +26,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings")
 CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -113,7 +115,7 @@ def write_model_folder(job: RLJob, folder: Path) -> None:
     InputError names a folder of `model.from` or `tokenizer.path` that is missing or incomplete, before anything is
     written; EnvironmentFault when the folder cannot be written.
     """
-    files: dict[str, str | Path] = {"config.json": _text(hf_config(job))}
+    files: dict[str, str | Path] = {"config.json": _text(_engine_config(hf_config(job)))}
     tokenizer = job.spec.model.tokenizer
     if tokenizer is not None and tokenizer.characters is not None:
         files |= {
@@ -133,9 +135,18 @@ def write_model_folder(job: RLJob, folder: Path) -> None:
         ) from error
 
 
+def _engine_config(config: dict[str, Any]) -> dict[str, Any]:
+    """`config.json` as SGLang reads it like the trainer: the whole context, and every number of a scaled rope."""
+    shape = shape_from_huggingface(config)
+    if shape.rope is None or shape.rope.scaling is None:
+        return config
+    kept = {key: value for key, value in config.items() if key not in ROPE_FIELDS}
+    theta = {"rope_theta": shape.rope.theta}
+    return {**kept, **theta, "max_position_embeddings": shape.max_positions, "rope_parameters": shape.rope.parameters()}
+
+
 def _longest(job: RLJob) -> int:
-    shape = job.spec.model.config
-    return shape.max_positions if shape else int(hf_config(job).get("max_position_embeddings", 32768))
+    return shape_from_huggingface(hf_config(job)).max_positions
 
 
 def _special_ids(job: RLJob) -> tuple[int | None, int | None, int]:

@@ -79,13 +79,13 @@ def train_settings(job: RLJob) -> TrainSettings:
 
 def run(environment: Environment, torchrun: Torchrun) -> None:
     """Build the rank, then serve until EXIT."""
+    from twinpod.records.model_shape import shape_from_huggingface
     from twinpod.trainer.half_client import HalfClient, MasterClient
     from twinpod.trainer.loop import Duties, serve
     from twinpod.trainer.megatron import build_rank, lay_out, start_ranks
     from twinpod.trainer.memory import RankMemory
     from twinpod.trainer.place import Sizes, check_sizes
     from twinpod.trainer.publish import Publisher
-    from twinpod.trainer.shape import shape_from_huggingface
     from twinpod.trainer.wire import Control
 
     job = load_manifest(environment.job_file)

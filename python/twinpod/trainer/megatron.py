@@ -28,12 +28,13 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from twinpod.records.model_shape import ModelShape
 from twinpod.records.training import TrainSettings
 from twinpod.trainer import platform_cpu
 from twinpod.trainer.convert.plan import naming_of, plan_parts
 from twinpod.trainer.logps import OutputLayer
 from twinpod.trainer.place import Place, Sizes
-from twinpod.trainer.shape import ModelShape
+from twinpod.trainer.rope import config_of, inverse_frequencies
 
 if TYPE_CHECKING:
     from twinpod.trainer.platform_gpu import GpuOptimizer
@@ -104,7 +105,8 @@ def current_place() -> Place:
 
 def transformer_config(shape: ModelShape, place: Place, machine: Machine) -> TransformerConfig:
     """Megatron's configuration of these families. Weights are not initialised here: `weights.py` fills every one."""
-    return TransformerConfig(
+    kind, attention_factor = config_of(shape.rope)
+    return kind(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
         num_attention_heads=shape.heads,
@@ -129,6 +131,7 @@ def transformer_config(shape: ModelShape, place: Place, machine: Machine) -> Tra
         variable_seq_lengths=True,  # micro-batches are padded to their own longest sequence
         moe_token_dispatcher_type="alltoall",  # noqa: S106 # asked for by variable_seq_lengths, without experts too
         perform_initialization=False,
+        **attention_factor,
         **(platform_cpu.CONFIG if machine.is_cpu else {}),
     )
 
@@ -162,10 +165,10 @@ def build_model(shape: ModelShape, place: Place, machine: Machine) -> GPTModel:
         parallel_output=True,
         share_embeddings_and_output_weights=shape.tied,
         position_embedding_type="learned_absolute" if shape.plain else "rope",
-        rotary_base=shape.rope_theta,
-        rope_scaling=shape.rope_llama3_factor is not None,
-        rope_scaling_factor=shape.rope_llama3_factor or 8.0,
+        rotary_base=shape.rope.theta if shape.rope else 10_000.0,
     )
+    if shape.rope and shape.rope.scaling:
+        model.rotary_pos_emb.inv_freq = inverse_frequencies(shape.rope, shape.head_dim).to(machine.device)
     return model.to(device=machine.device, dtype=machine.dtype)
 
 

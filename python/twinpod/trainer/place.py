@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twinpod.errors import InputError
-from twinpod.trainer.shape import ModelShape
+from twinpod.records.model_shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,11 +17,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from twinpod.errors import InputError
+from twinpod.records.model_shape import ModelShape
 from twinpod.trainer.convert.copy import import_all
 from twinpod.trainer.convert.layout import Part
 from twinpod.trainer.convert.plan import naming_of, plan_parts
 from twinpod.trainer.place import Place
-from twinpod.trainer.shape import ModelShape
 
 
 def load_random(parameters: Mapping[str, Tensor], shape: ModelShape, place: Place, seed: int) -> None:

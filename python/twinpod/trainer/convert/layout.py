@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from twinpod.records.model_shape import ModelShape
 from twinpod.trainer.place import Place
-from twinpod.trainer.shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from twinpod.records.model_shape import Family, ModelShape
 from twinpod.trainer.convert import llama, opt, qwen2, qwen3
 from twinpod.trainer.convert.layout import (
     LOCAL,
@@ -16,7 +17,6 @@ from twinpod.trainer.convert.layout import (
     rotary_family,
 )
 from twinpod.trainer.place import Place
-from twinpod.trainer.shape import Family, ModelShape
 
 FAMILIES: dict[Family, FamilyParts] = {
     Family.LLAMA: rotary_family(llama.layer_parts),

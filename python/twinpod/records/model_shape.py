@@ -1,7 +1,7 @@
 """The sizes of a decoder-only transformer, read from a Hugging Face `config.json`.
 
-Pure: no torch, no Megatron. Everything else in this room asks `ModelShape`, never the raw dictionary,
-so a field that we do not honour is refused here, once, by name.
+Pure: no torch, no Megatron. The trainer and whoever checks a folder before a start ask `ModelShape`, never the raw
+dictionary, so a field that we do not honour is refused here, once, by name.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from enum import Enum
 from typing import Any
 
 from twinpod.errors import InputError
+from twinpod.records.rope import Rope, rope_from_huggingface
 
 
 class Family(Enum):
-    """Which architecture of `config.json` a model is; each has one file in `convert/`."""
+    """Which architecture of `config.json` a model is; each has one file in `twinpod/trainer/convert/`."""
 
     LLAMA = "LlamaForCausalLM"
     QWEN2 = "Qwen2ForCausalLM"
@@ -26,10 +27,7 @@ class Family(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """Sizes of one model. Lengths are in elements; `rope_theta` is the base of the rotary embedding, where it has one.
-
-    What follows from the family alone is a property.
-    """
+    """Sizes of one model. Lengths are in elements. What follows from the family alone is a property."""
 
     family: Family
     hidden: int
@@ -39,10 +37,9 @@ class ModelShape:
     head_dim: int
     ffn: int
     vocab: int
-    max_positions: int
+    max_positions: int  # of prompt and answer together, with the stretching of `rope`
     norm_eps: float
-    rope_theta: float
-    rope_llama3_factor: float | None
+    rope: Rope | None  # None: learned positions
     tied: bool
     init_std: float
 
@@ -77,27 +74,37 @@ class ModelShape:
 def shape_from_huggingface(config: Mapping[str, Any]) -> ModelShape:
     """Read a `config.json` dictionary. Raises `InputError` for a missing or unsupported field."""
     family = _family(config)
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method", "unnamed")
+        raise InputError(
+            f"the weights are quantised ({method}), which cannot be trained",
+            where="config.json: quantization_config",
+            mend="give the folder of the model in bfloat16 or float32",
+        )
     return _opt_shape(config) if family is Family.OPT else _rotary_shape(config, family)
 
 
 def _rotary_shape(config: Mapping[str, Any], family: Family) -> ModelShape:
     heads = _whole(config, "num_attention_heads")
     hidden = _whole(config, "hidden_size")
-    theta, llama3 = _rope(config)
+    head_dim = _whole({"head_dim": hidden // heads, **_given(config)}, "head_dim")
+    if head_dim % 2:
+        raise InputError(f"is {head_dim}; rotary positions need an even size", where="config.json: head_dim")
+    positions = {"max_position_embeddings": 2048 if family is Family.LLAMA else 32768, **_given(config)}
+    rope = rope_from_huggingface(positions)
     _refuse_unsupported(config)
     return ModelShape(
         family=family,
         hidden=hidden,
         layers=_whole(config, "num_hidden_layers"),
         heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or hidden // heads),
+        kv_heads=_whole({"num_key_value_heads": heads, **_given(config)}, "num_key_value_heads"),
+        head_dim=head_dim,
         ffn=_whole(config, "intermediate_size"),
         vocab=_whole(config, "vocab_size"),
-        max_positions=int(config.get("max_position_embeddings", 32768)),
+        max_positions=rope.context(_whole(positions, "max_position_embeddings")),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_theta=theta,
-        rope_llama3_factor=llama3,
+        rope=rope,
         tied=bool(config.get("tie_word_embeddings", False)),
         init_std=float(config.get("initializer_range", 0.02)),
     )
@@ -135,8 +142,7 @@ def _opt_shape(config: Mapping[str, Any]) -> ModelShape:
         vocab=_whole(config, "vocab_size"),
         max_positions=_whole(config, "max_position_embeddings"),
         norm_eps=1e-5,  # torch's LayerNorm; OPT's configuration has no field for it
-        rope_theta=10000.0,  # not used
-        rope_llama3_factor=None,
+        rope=None,
         tied=bool(config.get("tie_word_embeddings", True)),
         init_std=float(config.get("init_std", 0.02)),
     )
@@ -155,6 +161,11 @@ def _family(config: Mapping[str, Any]) -> Family:
     )
 
 
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields that are null, which transformers takes as left out."""
+    return {key: value for key, value in config.items() if value is not None}
+
+
 def _whole(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -162,29 +173,15 @@ def _whole(config: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, float | None]:
-    """`(theta, factor of the llama3 scaling or None)`; transformers 5 nests both under `rope_parameters`."""
-    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(nested.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    kind = nested.get("rope_type") or nested.get("type") or "default"
-    if kind == "default":
-        return theta, None
-    fixed = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    if kind == "llama3" and all(nested.get(key) == value for key, value in fixed.items()):
-        # Megatron's RotaryEmbedding._apply_scaling has these three numbers built in.
-        return theta, float(nested["factor"])
-    raise InputError(
-        f"rope type {kind!r} with {dict(nested)} is not supported by the trainer",
-        where="config.json: rope_parameters",
-        mend=f"use 'default', or 'llama3' with {fixed}",
-    )
-
-
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     """Fields that would change the mathematics and that the converter does not carry."""
     if config.get("hidden_act", "silu") != "silu":
         raise InputError(
             f"{config['hidden_act']!r} is not supported", where="config.json: hidden_act", mend="use 'silu'"
+        )
+    if other := {str(kind) for kind in config.get("layer_types") or ()} - {"full_attention"}:
+        raise InputError(
+            f"holds {', '.join(sorted(other))}; the trainer knows full_attention", where="config.json: layer_types"
         )
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if config.get(key):
