@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from twinpod.checkpoint.fetch import Stager
@@ -30,27 +30,15 @@ from twinpod.rpc.errors import reply_error
 from twinpod.rpc.ports import free_port
 from twinpod_sidecar import machine, nouns
 from twinpod_sidecar.children import Child, Children, exit_reason, last_line, oom_kills
-from twinpod_sidecar.engine_port import Engine, EngineKind
+from twinpod_sidecar.engine_group import EngineGroup, engine_specs
+from twinpod_sidecar.engine_port import EngineKind
 from twinpod_sidecar.nouns import Act, Event, State, Weights
 from twinpod_sidecar.service import CommandDispatcher
 from twinpod_sidecar.settings import InferenceSettings
-from twinpod_sidecar.standby import Standby
+from twinpod_sidecar.standby import Standby, why_spawn
 
 log = logging.getLogger(__name__)
 FAREWELL_S = 8.0  # for the worker to cut what runs and give it back
-
-
-@dataclass(slots=True)
-class _Running:
-    """The engine of one run: its client, the task that knows its pid, the task that works with it."""
-
-    run: int
-    engine: Engine
-    url: str
-    api_key: str
-    oom_before: int
-    forking: asyncio.Task[int] | None = None
-    task: asyncio.Task[None] | None = None
 
 
 class InferenceHalf:
@@ -72,7 +60,7 @@ class InferenceHalf:
         self._commands = CommandDispatcher(self._begin, lambda key: self._events.put_nowait(nouns.Expired(key)))
         self._tasks: set[asyncio.Task[None]] = set()
         self._standby: Standby | None = None
-        self._running: _Running | None = None
+        self._running: EngineGroup | None = None
         self._worker: Child | None = None
         self._asked: dict[Weights, ServeRequest] = {}  # of the last SERVE commands
         self._staged: dict[Weights, WeightVersion] = {}  # those with fetched shards, as they lie here
@@ -197,13 +185,17 @@ class InferenceHalf:
         await self._children.end_orphans()  # its engines die with it; here that is observed
         running, self._standby, self._running = self._running, None, None
         if running is not None:
-            await self._drop(running)
+            await running.close()
         self._events.put_nowait(nouns.StandbyDied(ended.reason))
 
     def _standby_ready(self, standby: Standby) -> None:
         log.info("standby ready, imports took %.1f s", standby.imports_s)
-        if self._settings.engine.accelerators and not standby.accelerators:
-            log.warning("the job asks for accelerators, and the engine sees none that it knows: it runs on the CPU")
+        settings, word = self._settings, standby.word
+        if settings.engine.accelerators and not word.accelerators:
+            log.warning("the job asks for accelerators, and the engine sees none that it knows: one runs on the CPU")
+        if reason := why_spawn(word, sleep=settings.engine.sleep):
+            cost = f"{standby.imports_s:.0f} s" if word.imported else "some ten seconds and more"
+            log.warning("engines are executed anew, not forked: %s; each start pays the imports (%s)", reason, cost)
         self._events.put_nowait(nouns.StandbyReady())
 
     async def _keep_worker(self) -> None:
@@ -228,60 +220,72 @@ class InferenceHalf:
     # ---- engine
 
     def _start_engine(self, run: int, pause_s: float) -> None:
-        port, key = free_port(), secrets.token_urlsafe(24)
-        url = f"http://127.0.0.1:{port}"
-        spec = replace(
-            self._settings.engine, port=port, api_key=key, seed=(self._settings.seed * 1_000_003 + run) % 2**31
-        )
-        engine = self._kind.connect(url, key, self._settings.engine.tensor_parallel)
-        running = _Running(run, engine, url, key, oom_kills())
+        settings = self._settings
+        # What is there decides, not what was asked for: the trainer beside refuses to go on without a GPU it needs.
+        on_device = settings.engine.accelerators and self._standby is not None and self._standby.word.accelerators
+        count = settings.engines if on_device or not settings.engine.accelerators else 1
+        ports, key = tuple(free_port() for _ in range(count)), secrets.token_urlsafe(24)
+        base = replace(settings.engine, accelerators=on_device)
+        specs = engine_specs(base, ports, key, seed=settings.seed, run=run)
+        urls = tuple(f"http://127.0.0.1:{port}" for port in ports)
+        engines = tuple(self._kind.connect(url, key, base.tensor_parallel) for url in urls)
+        running = EngineGroup(run, engines, urls, key, oom_kills())
         self._running = running
-        running.task = self._spawn(self._bring_up(running, spec, pause_s))
+        running.task = self._spawn(self._bring_up(running, specs, pause_s))
 
-    async def _bring_up(self, running: _Running, spec: EngineSpec, pause_s: float) -> None:
+    async def _bring_up(self, running: EngineGroup, specs: list[EngineSpec], pause_s: float) -> None:
         await asyncio.sleep(pause_s)
         began = asyncio.get_running_loop().time()
-        settings, standby = self._settings, self._standby
         try:
-            if standby is None:
+            if self._standby is None:
                 raise EngineFault("the standby died", where="standby")
-            # What is there decides, not what was asked for: the trainer beside refuses to go on without a GPU it needs.
-            spec = replace(spec, accelerators=spec.accelerators and standby.accelerators)
-            arguments = self._kind.arguments(spec)
-            fork = standby.fork(arguments, settings.engine_log, settings.engine_env)
-            running.forking = asyncio.get_running_loop().create_task(fork)
-            running.forking.add_done_callback(lambda task: task.cancelled() or task.exception())  # told below, or moot
-            await asyncio.shield(running.forking)  # a fork under way is waited for by whoever stops the engine
-            await running.engine.wait_healthy(settings.start_timeout_s)
+            running.starting = asyncio.get_running_loop().create_task(self._execute_engines(running, specs))
+            running.starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # told below, or moot
+            await asyncio.shield(running.starting)  # a start under way is waited for by whoever stops the engines
+            await running.wait_healthy(self._settings.start_timeout_s)
         except TwinpodError as error:
             self._events.put_nowait(nouns.EngineFaulty(running.run, reply_error(error)))
             return
         self._seconds["start_s"] = asyncio.get_running_loop().time() - began
         self._events.put_nowait(nouns.EngineUp(running.run))
 
+    async def _execute_engines(self, running: EngineGroup, specs: list[EngineSpec]) -> None:
+        settings, standby = self._settings, self._standby
+        assert standby is not None, "asked a moment ago"
+        spawn = bool(why_spawn(standby.word, sleep=settings.engine.sleep))
+        for spec in specs:
+            arguments = self._kind.arguments(spec)
+            running.pids.append(await standby.engine(arguments, settings.engine_log, settings.engine_env, spawn=spawn))
+
     def _engine_exited(self, pid: int, status: int) -> None:
+        """One died. Alone, it is gone; others of its start serve no longer and are killed."""
         running = self._running
-        if running is None or running.forking is None:
+        if running is None or running.starting is None:
             return
-        self._running = None
-        self._spawn(self._drop(running))
         reason = f"the engine {exit_reason(status, oom=oom_kills() > running.oom_before)}"
         if line := last_line(self._settings.engine_log):
             reason += f"; its last words: {line}"
+        if len(running.engines) > 1:
+            self._events.put_nowait(nouns.EngineFaulty(running.run, f"EngineFault: {reason}"))
+            return
+        self._running = None
+        self._spawn(running.close())
         self._events.put_nowait(nouns.EngineDied(running.run, reason))
 
     async def _stop_engine(self, run: int) -> None:
-        """Kill it, again and again until it is observed gone; a standby that dies meanwhile has taken it along.
+        """Kill them, again and again until they are observed gone; a standby that dies meanwhile has taken them along.
 
-        By then the next standby may have forked the next engine: what is done here concerns the old ones only.
+        By then the next standby may have started the next engines: what is done here concerns the old ones only.
         """
         running, standby = self._running, self._standby
         if running is not None and running.run == run:
-            await self._drop(running)
-            while running.forking is not None and standby is not None and self._standby is standby:
+            await running.close()
+            if running.starting is not None:
+                await asyncio.wait([running.starting])
+            while running.pids and standby is not None and self._standby is standby:
                 try:
-                    await standby.kill(await running.forking)
-                    break
+                    await standby.kill(running.pids[-1])
+                    running.pids.pop()
                 except TwinpodError as error:
                     log.error("engine not gone: %s", error)  # noqa: TRY400  # its line says it all
                     await asyncio.sleep(machine.pause(2))
@@ -289,20 +293,16 @@ class InferenceHalf:
                 self._running = None
         self._events.put_nowait(nouns.EngineGone(run))
 
-    async def _drop(self, running: _Running) -> None:
-        """End its task and connections."""
-        if running.task is not None and running.task is not asyncio.current_task():
-            running.task.cancel()
-        await running.engine.close()
-
-    def _with_engine(self, run: int, act: Callable[[Engine], Coroutine[Any, Any, object]], done: Event | None) -> None:
+    def _with_engine(
+        self, run: int, act: Callable[[EngineGroup], Coroutine[Any, Any, object]], done: Event | None
+    ) -> None:
         running = self._running
         if running is None or running.run != run:
             return  # it died: the machine hears of that by itself
 
         async def task() -> None:
             try:
-                await act(running.engine)
+                await act(running)
             except TwinpodError as error:
                 self._events.put_nowait(nouns.EngineFaulty(run, reply_error(error)))
                 return
@@ -343,7 +343,7 @@ class InferenceHalf:
         self._stager.offers.offer(version.version, own)
         self._events.put_nowait(nouns.Proved(weights))
 
-    async def _load(self, engine: Engine, weights: Weights) -> None:
+    async def _load(self, engine: EngineGroup, weights: Weights) -> None:
         version, folder = self._version(weights), self._settings.half.environment.shm
         if self._standby is None:
             raise EngineFault("the standby died", where="standby")
@@ -354,7 +354,7 @@ class InferenceHalf:
 
     def _announce(self, weights: Weights) -> None:
         assert self._running is not None, "an engine that serves is running"
-        note = {"url": self._running.url, "api_key": self._running.api_key, "version": weights.version}
+        note = {"urls": self._running.urls, "api_key": self._running.api_key, "version": weights.version}
         part = self._settings.engine_file.with_suffix(".part")
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
             json.dump(note, file)
@@ -385,6 +385,6 @@ class InferenceHalf:
             self.terminate()
 
 
-async def _release(engine: Engine) -> None:
+async def _release(engine: EngineGroup) -> None:
     await engine.abort_all()
     await engine.release()

@@ -42,10 +42,11 @@ class InferenceSettings:
     life: LifeCycle
     standby: ChildSpec
     worker: ChildSpec
-    engine: EngineSpec  # port, API key and seed are set at each start
+    engine: EngineSpec  # of all; port, key, seed and accelerators of each are set at its start
     engine_file: Path
     engine_log: Path
     engine_env: Mapping[str, str]
+    engines: int = 1  # in the pod, each on accelerators of its own
     start_timeout_s: float = 300.0  # from fork to healthy
     seed: int = 0
 
@@ -65,10 +66,12 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
     engine = spec.inference
     env = {"OMP_NUM_THREADS": threads_a_process(engine.tensor_parallel), **variables}
     accelerators = spec.accelerators > 0
+    sleep = spec.life_cycle is LifeCycle.SLEEP and accelerators
+    standby = ("-m", "twinpod.inference.standby", *(("--spawn",) if sleep else ()))
     return InferenceSettings(
         half=_half(environment, names.INFERENCE_PORT, names.INFERENCE_HEALTH_PORT),
         life=spec.life_cycle,
-        standby=_child("standby", ("-m", "twinpod.inference.standby"), env, environment, pipes=True),
+        standby=_child("standby", standby, env, environment, pipes=True),
         worker=_child("rollout", ("-m", "twinpod.rollout"), env, environment),
         engine=EngineSpec(
             model_path=str(environment.model_folder),
@@ -81,7 +84,7 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
             accelerators=accelerators,
             attention_backend=engine.attention_backend or "",
             max_running=engine.max_running,
-            sleep=spec.life_cycle is LifeCycle.SLEEP,
+            sleep=sleep,
         ),
         engine_file=environment.run / "engine.json",
         engine_log=environment.run / "engine.log",

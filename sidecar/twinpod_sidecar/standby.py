@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,32 @@ from twinpod_sidecar.children import Child, Children, ChildSpec, Exit
 log = logging.getLogger(__name__)
 OP_TIMEOUT_S = 30.0  # forking, pickling a few bytes
 STOP_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What a standby says of itself: whether a fork of it would live."""
+
+    accelerators: bool = True  # engines run on accelerators here
+    context: bool = False  # a library has initialised CUDA in it
+    threads: int = 1
+    imported: bool = True  # SGLang
+
+
+def why_spawn(ready: Ready, *, sleep: bool) -> str:
+    """Why an engine cannot be forked and has to be executed anew; empty when a fork will do. Pure.
+
+    `sleep`: the engine's memory is to be given back and taken again (life cycle Sleep).
+    """
+    if sleep and ready.accelerators:
+        return "the library that gives its memory back (torch_memory_saver) is preloaded when a program is executed"
+    if ready.context:
+        return "a library has made a CUDA context in the standby, which no fork survives"
+    if ready.threads != 1:
+        return f"the standby has {ready.threads} threads, and a fork copies one"
+    if not ready.imported:
+        return "the standby has not imported SGLang"
+    return ""
 
 
 class Standby:
@@ -32,7 +59,7 @@ class Standby:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.ready = asyncio.Event()
         self.imports_s = 0.0
-        self.accelerators = True  # known when it is ready: whether engines run on accelerators here
+        self.word = Ready()  # what it said of itself when it was ready
         self._reader = asyncio.get_running_loop().create_task(self._read())
 
     @classmethod
@@ -56,9 +83,13 @@ class Standby:
         """End it; its engines end with it."""
         return await self._child.stop(grace_s)
 
-    async def fork(self, arguments: Mapping[str, Any], log_file: Path, env: Mapping[str, str]) -> int:
-        """Pid of a new engine with these server arguments."""
-        answer = await self._ask(OP_TIMEOUT_S, op="start", args=dict(arguments), log=str(log_file), env=dict(env))
+    async def engine(
+        self, arguments: Mapping[str, Any], log_file: Path, env: Mapping[str, str], *, spawn: bool = False
+    ) -> int:
+        """Pid of a new engine with these server arguments: forked, or executed anew with `spawn`."""
+        answer = await self._ask(
+            OP_TIMEOUT_S, op="start", args=dict(arguments), log=str(log_file), env=dict(env), spawn=spawn
+        )
         return int(answer["pid"])
 
     async def kill(self, pid: int) -> float:
@@ -114,7 +145,12 @@ class Standby:
         match message.get("event"):
             case "ready":
                 self.imports_s = float(message.get("imports_s", 0.0))
-                self.accelerators = message.get("platform") != "cpu"
+                self.word = Ready(
+                    accelerators=message.get("platform") != "cpu",
+                    context=bool(message.get("accelerator", False)),
+                    threads=int(message.get("threads", 1)),
+                    imported=bool(message.get("imported", True)),
+                )
                 self.ready.set()
             case "exit":
                 self._on_exit(int(message["pid"]), int(message["status"]))

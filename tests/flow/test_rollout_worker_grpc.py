@@ -74,7 +74,7 @@ def tls(tmp_path: Path) -> Path:
 
 def announce(path: Path, version: int, port: int = 1) -> None:
     part = path.with_suffix(".part")
-    part.write_text(json.dumps({"url": f"http://127.0.0.1:{port}", "api_key": "k", "version": version}))
+    part.write_text(json.dumps({"urls": [f"http://127.0.0.1:{port}"], "api_key": "k", "version": version}))
     part.rename(path)
 
 

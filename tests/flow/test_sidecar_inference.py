@@ -186,7 +186,7 @@ async def test_an_engine_killed_while_serving_is_replaced_and_serves_the_same_ve
     await bench.news.until(lambda: bench.state == "serving")
     new = announced(bench)
     assert new["version"] == 4
-    assert new["url"] != old["url"]
+    assert new["urls"] != old["urls"]
     assert new["api_key"] != old["api_key"]
 
 
@@ -233,11 +233,16 @@ async def test_a_standby_killed_takes_its_engine_along_and_both_come_back(bench:
     assert engine not in processes(FAKE_ENGINE)
 
 
+def seen_now(seen: list[int], word: str) -> list[int]:
+    seen[:] = processes(word)
+    return seen
+
+
 async def test_a_worker_killed_is_started_again(bench: InferenceBench) -> None:
-    await bench.news.until(lambda: len(processes("sleep")) == 1)
-    (old,) = processes("sleep")
-    kill_now("sleep")
-    await bench.news.until(lambda: processes("sleep") not in ([], [old]))
+    seen: list[int] = []  # in the act of an exec a process has no command line
+    await bench.news.until(lambda: len(seen_now(seen, "sleep")) == 1)
+    os.kill(seen[0], signal.SIGKILL)
+    await bench.news.until(lambda: processes("sleep") not in ([], seen))
 
 
 async def test_an_engine_that_never_comes_up_is_an_answer_with_its_last_words(bench: InferenceBench) -> None:
@@ -259,7 +264,7 @@ async def test_an_engine_that_refuses_to_load_is_replaced_and_at_last_reported(b
     reply = await bench.serve(small_version(bench.folder / "shm", 1))
     assert "refused, as the test wants" in reply.error
     assert reply.retryable
-    assert processes(FAKE_ENGINE) == []
+    await bench.news.until(lambda: processes(FAKE_ENGINE) == [])
 
 
 async def test_a_deadline_is_an_answer_that_says_what_it_waits_for(bench: InferenceBench) -> None:
@@ -338,3 +343,40 @@ async def test_an_engine_killed_while_it_releases_its_memory_counts_as_rested(tm
         await bench.news.until(lambda: bench.state == "stopping")
         kill_now(FAKE_ENGINE)
         assert (await rest).error == ""
+
+
+async def test_the_engines_of_a_pod_start_load_and_die_together(tmp_path: Path) -> None:
+    async with InferenceBench(tmp_path, engines=2) as bench:
+        assert (await bench.serve(small_version(bench.folder / "shm", 4))).error == ""
+        first = announced(bench)
+        assert len(set(first["urls"])) == len(processes(FAKE_ENGINE)) == 2
+        one, two = processes(FAKE_ENGINE)
+        os.kill(one, signal.SIGKILL)
+        await bench.news.until(lambda: bench.half.status().attempt == 1)
+        await bench.news.until(lambda: bench.state == "serving")
+        assert len(processes(FAKE_ENGINE)) == 2
+        assert not {one, two} & set(processes(FAKE_ENGINE))
+        assert not set(announced(bench)["urls"]) & set(first["urls"])
+        assert (await bench.do(order(Verb.REST))).error == ""
+        assert processes(FAKE_ENGINE) == []
+
+
+async def test_one_engine_of_two_that_does_not_load_leaves_none_serving(tmp_path: Path) -> None:
+    async with InferenceBench(tmp_path, engines=2) as bench:
+        bench.kind.behaviours = [{}, {"lie": "9"}] * machine.GIVE_UP
+        reply = await bench.serve(small_version(bench.folder / "shm", 4))
+        assert "asked for weights 4, the engine serves 9" in reply.error
+        await bench.news.until(lambda: processes(FAKE_ENGINE) == [])
+
+
+@pytest.mark.parametrize(
+    ("ready", "start"),
+    [({}, "fork"), ({"threads": 3}, "spawn"), ({"accelerator": True}, "spawn"), ({"imported": False}, "spawn")],
+)
+async def test_engines_are_forked_only_where_a_fork_lives(
+    tmp_path: Path, ready: dict[str, object], start: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with InferenceBench(tmp_path, ready=ready) as bench:
+        assert (await bench.do(order(Verb.PREPARE))).error == ""
+        assert len(processes(f'"start": "{start}"')) == 1
+    assert ("engines are executed anew, not forked" in caplog.text) == (start == "spawn")

@@ -148,18 +148,18 @@ async def test_word_of_the_engine_is_what_the_file_says(tmp_path):
     path = tmp_path / "engine.json"
     source = EngineFile(path, lambda serving: pytest.fail("not asked for"), every_s=0.001)
     assert source.current() is None
-    first = EngineEndpoint(url="http://127.0.0.1:5", api_key="k", version=1)
+    first = EngineEndpoint(urls=("http://127.0.0.1:5",), api_key="k", version=1)
 
     def write(text: str) -> None:
         (tmp_path / "part").write_text(text)
         os.replace(tmp_path / "part", path)
 
     waiting = asyncio.create_task(source.changed(None))
-    write('{"url": "http://127.0.0.1:5", "api_key": "k", "version": 1}')
+    write('{"urls": ["http://127.0.0.1:5"], "api_key": "k", "version": 1}')
     assert await asyncio.wait_for(waiting, 5) == first
     waiting = asyncio.create_task(source.changed(first))
-    write('{"url": "http://127.0.0.1:6", "api_key": "k", "version": 2}')
-    assert (await asyncio.wait_for(waiting, 5)) == EngineEndpoint(url="http://127.0.0.1:6", api_key="k", version=2)
+    write('{"urls": ["http://127.0.0.1:6"], "api_key": "k", "version": 2}')
+    assert (await asyncio.wait_for(waiting, 5)) == EngineEndpoint(urls=("http://127.0.0.1:6",), api_key="k", version=2)
     write("not json")
     assert source.current() is None
     path.unlink()

@@ -1,4 +1,4 @@
-"""Engine processes of the standby: fork one, kill all of one, see that it is gone. Linux, standard library only.
+"""Engine processes of the standby: start one, kill all of one, see that it is gone. Linux, standard library only.
 
 Theory of operation
 -------------------
@@ -6,6 +6,9 @@ An engine is a *process group*: the forked process (the group's leader, SGLang's
 detokenizer processes that SGLang makes itself. The standby is their *subreaper*: when a leader dies, its children
 become the standby's, so the standby can reap every one and knows, rather than hopes, that a group is gone. Killing is
 SIGKILL to the group: only that frees an accelerator fully, and SGLang's orderly shutdown takes seconds.
+
+A leader is forked, which costs nothing, or executed anew (`spawn_leader`) where a fork would not live: after a library
+made a CUDA context or a thread in the standby, and for a library that must be preloaded.
 
 Nobody outlives the standby: a leader asks the kernel for SIGKILL when its parent dies, and SGLang's children do the
 same.
@@ -16,10 +19,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Exit", "become_subreaper", "fork_leader", "group_exists", "kill_group", "reap"]
+__all__ = ["Exit", "become_subreaper", "die_with", "fork_leader", "group_exists", "kill_group", "reap", "spawn_leader"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -73,11 +77,33 @@ def fork_leader(run: Callable[[], None], *, log: str, close: Iterable[int]) -> i
         os._exit(code)
 
 
-def _become_leader(parent: int, log: str, close: Iterable[int]) -> None:
-    """First acts of the child, in the order in which they matter."""
+def spawn_leader(arguments: Sequence[str], *, log: str, env: Mapping[str, str]) -> int:
+    """Execute our Python with `arguments` as a group leader with stdout and stderr appended to `log`; returns its pid.
+
+    No Python runs between the fork and the exec, so the caller may have threads. The program calls `die_with` first.
+    Descriptors of the caller are closed by the exec: Python opens none that a child inherits.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, log, flags, 0o644),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    command = [sys.executable, *arguments]
+    defaults = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+    return os.posix_spawn(command[0], command, env, file_actions=actions, setpgroup=0, setsigdef=defaults)
+
+
+def die_with(parent: int) -> None:
+    """Ask the kernel for SIGKILL when the process `parent`, which started this one, dies."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # the parent died before the kernel knew of our wish
+
+
+def _become_leader(parent: int, log: str, close: Iterable[int]) -> None:
+    """First acts of the child, in the order in which they matter."""
+    die_with(parent)
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):

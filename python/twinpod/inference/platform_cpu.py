@@ -2,7 +2,9 @@
 
 SGLang 0.5.23's own CPU platform (`SGLANG_USE_CPU_ENGINE=1`) wants AMX kernels that no package registry carries. Its
 platform plug-in point needs none of them: an entry point in the group `sglang.srt.platforms` names `activate`, which
-returns the class below when there is no GPU and None when there is one, so that on a GPU SGLang is exactly itself.
+returns the class below when there is no GPU. With an NVIDIA GPU it names SGLang's own class for it: left to itself,
+SGLang asks for the device's name first (`platforms/__init__.py`, `_is_sail_available`), which makes a CUDA context, and
+no fork survives one.
 
 The class only answers questions that SGLang asks of a platform: the device is `cpu`, collectives run over gloo,
 layers use their `forward_native` form, attention is `twinpod_cpu` (`attention_cpu.py`), and the key-value cache is
@@ -21,14 +23,16 @@ from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 from twinpod.inference.names import ATTENTION_BACKEND
 
-__all__ = ["TwinpodCpuPlatform", "activate"]
+__all__ = ["CUDA_PLATFORM", "TwinpodCpuPlatform", "activate"]
+
+CUDA_PLATFORM = "sglang.srt.platforms.cuda:CudaSRTPlatform"
 
 
 def activate() -> str | None:
-    """Name the platform class, or None on a machine with a CUDA device (SGLang then picks its own)."""
-    if torch.cuda.is_available():
-        return None
-    return f"{__name__}:TwinpodCpuPlatform"
+    """Name the platform class; None on accelerators of other makers (SGLang then picks its own)."""
+    if not torch.cuda.is_available():
+        return f"{__name__}:TwinpodCpuPlatform"
+    return CUDA_PLATFORM if torch.version.cuda is not None else None
 
 
 class TwinpodCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # SGLang ships no types

@@ -2,8 +2,9 @@
 
 SGLang loads the entry-point group `sglang.srt.plugins` in every process it makes and calls `register`. The hooks:
 
-- `fork_again`, in engines that the standby forked (they set `FORK_VARIABLE`): SGLang's children are forked too.
-- `keep_in_folder`, in the same engines: a file in /dev/shm that a killed engine leaves goes to its temporary folder.
+- `fork_again`, in engines that the standby forked (`START_VARIABLE` says fork): SGLang's children are forked too.
+- `keep_in_folder`, in every engine of a standby: a file in /dev/shm that a killed engine leaves goes to its temporary
+  folder.
 - `guard_load`, around a weight load by our loader: an error there becomes the answer to the request, on all tensor-
   parallel ranks alike. Without it the scheduler dies and the reason is only in its log, and the answer of a load that
   failed on any rank but the first would be "success". What a failed load leaves behind is a mixture, so its version
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twinpod.inference.names import ATTENTION_BACKEND, BROKEN_VERSION, FORK_VARIABLE
+from twinpod.inference.names import ATTENTION_BACKEND, BROKEN_VERSION, START_VARIABLE
 
 __all__ = ["register"]
 
@@ -43,13 +44,13 @@ def register() -> None:
 
 def fork_again(result: object, *args: object, **kwargs: object) -> None:
     """Undo SGLang's `spawn`: children of a forked engine are forked too, with everything already imported."""
-    if os.environ.get(FORK_VARIABLE) == "1":
+    if os.environ.get(START_VARIABLE) == "fork":
         multiprocessing.set_start_method("fork", force=True)
 
 
 def keep_in_folder(result: str, *args: object, **kwargs: object) -> str | None:
     """Move SGLang's file of load figures, which has a random name, to the engine's own temporary folder."""
-    if os.environ.get(FORK_VARIABLE) != "1":
+    if START_VARIABLE not in os.environ:
         return None
     return str(Path(tempfile.gettempdir(), Path(result).name))
 

@@ -44,6 +44,7 @@ class EngineSpec:
     dtype: str = "float32"  # float32 | bfloat16 | float16
     tensor_parallel: int = 1
     accelerators: bool = False  # False: the CPU platform
+    first_accelerator: int = 0  # of its tensorParallel ones, as the container numbers them
     attention_backend: str = ""  # empty: ours on a CPU, SGLang's choice on an accelerator
     max_running: int = 256  # sequences decoded at the same time
     seed: int = 0  # of the sampler; give each start another one, or every iteration draws the same numbers
@@ -72,10 +73,11 @@ def server_args(spec: EngineSpec) -> dict[str, Any]:
         "grammar_backend": "none",
         "log_level": "info",
         "log_level_http": "warning",
-        "enable_memory_saver": spec.sleep,
+        "enable_memory_saver": spec.sleep and spec.accelerators,
     }
     if spec.accelerators:
         arguments["mem_fraction_static"] = spec.memory_fraction
+        arguments["base_gpu_id"] = spec.first_accelerator
         if spec.attention_backend:
             arguments["attention_backend"] = spec.attention_backend
     else:

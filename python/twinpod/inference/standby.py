@@ -7,18 +7,24 @@ engine in every iteration, so the imports are paid once a pod: the standby impor
 detokenizer, the model registry and the plug-ins, touches no accelerator and makes no thread (a fork copies only the
 calling one), then waits. A fork shares the imported pages.
 
+Not everything can be forked: a CUDA context and threads are not copied, and the library behind `Sleep`
+(torch_memory_saver) is preloaded when a program is executed. Whoever drives the standby sees in the line `ready`
+whether a fork would live, and says `"spawn": true` where it would not: the engine is then a program of its own, which
+pays the imports at each start. With `--spawn` the standby imports nothing of SGLang: all engines will be such programs.
+
 It is driven by its parent over JSON lines, one object a line (`--help` shows them). Everything else that anybody prints
 goes to stderr.
 
-    in   {"op": "start", "id": 1, "args": {server arguments}, "log": "/path", "env": {optional variables}}
+    in   {"op": "start", "id": 1, "args": {server arguments}, "log": "/path", "env": {optional variables},
+          "spawn": false}
     out  {"id": 1, "pid": 4711}
     in   {"op": "stop", "id": 2, "pid": 4711, "grace_s": 5.0}
     out  {"id": 2, "pid": 4711, "gone": true, "seconds": 0.04}     when every process of the group is observed gone
     in   {"op": "payload", "id": 3, "manifest": "/dev/shm/..json", "digest": "xxh3:..."}
     out  {"id": 3, "payload": "base64"}                              for SGLang's /update_weights_from_tensor
     out  {"id": 4, "error": "what is wrong and what to do"}         instead of any answer
-    out  {"event": "ready", "imports_s": 9.7, "pid": 99, "threads": 1, "accelerator": false, "platform": "cpu"}
-                                                                     when imports are done; platform "" is SGLang's own
+    out  {"event": "ready", "imports_s": 9.7, "pid": 99, "threads": 1, "accelerator": false, "platform": "cpu",
+          "imported": true}                                          when imports are done; platform "" is SGLang's own
     out  {"event": "exit", "pid": 4711, "status": -9}               an engine died without being told to
 
 One thread, one `select`: on stdin, and on a pipe that signals write to. The end of stdin or SIGTERM kills all engines
@@ -40,8 +46,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinpod.inference import engine_folder, forking
-from twinpod.inference.names import FORK_VARIABLE
+from twinpod.inference import engine_folder, engine_process, forking
 
 __all__ = ["Standby", "main"]
 
@@ -62,9 +67,6 @@ _IMPORTED_LATE = (
 
 _ON_A_CPU = ("twinpod.inference.attention_cpu", "twinpod.inference.kv_pool_cpu")
 
-_NO_AUTOPSY = {"SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0"}
-"""An engine that lost a process is replaced; SGLang would keep it for 65 s of crash diagnostics first."""
-
 
 @dataclass(slots=True, kw_only=True)
 class _End:
@@ -78,7 +80,7 @@ class _End:
 
 @dataclass(slots=True)
 class Standby:
-    """The loop. Holds the engines that it forked, by their leaders' pids, and those that are going.
+    """The loop. Holds the engines that it started, by their leaders' pids, and those that are going.
 
     `commands`, `answers`: descriptors of the protocol. Invariant: a pid is in `engines` (with its temporary folder)
     until its whole group is gone.
@@ -150,7 +152,8 @@ class Standby:
             number = message.get("id")
             match message.get("op"):
                 case "start":
-                    self._start(number, message["args"], message["log"], message.get("env", {}))
+                    spawn = bool(message.get("spawn", False))
+                    self._start(number, message["args"], message["log"], message.get("env", {}), spawn=spawn)
                 case "stop":
                     self._stop(number, message["pid"], message.get("grace_s", 5.0))
                 case "payload":
@@ -162,11 +165,16 @@ class Standby:
         except Exception as error:  # noqa: BLE001  # an answer, never a dead standby
             self.say(id=number, error=f"{type(error).__name__}: {error}")
 
-    def _start(self, number: int, arguments: dict[str, Any], log: str, env: dict[str, str]) -> None:
+    def _start(self, number: int, arguments: dict[str, Any], log: str, env: dict[str, str], *, spawn: bool) -> None:
         folder = engine_folder.make_folder()
-        pid = forking.fork_leader(
-            lambda: run_engine(arguments, env, folder), log=log, close=(self.commands, self.answers)
-        )
+        if spawn:
+            pid = engine_process.spawn(arguments, env, folder, log=log)
+        else:
+            pid = forking.fork_leader(
+                lambda: engine_process.run_engine(arguments, env, folder, start="fork"),
+                log=log,
+                close=(self.commands, self.answers),
+            )
         self.engines[pid] = folder
         self.say(id=number, pid=pid)
 
@@ -230,22 +238,34 @@ def preload() -> str:
     return "cpu" if own else ""
 
 
-def accelerator_touched() -> bool:
-    """Whether an import initialised CUDA in this process; forked engines could then not use it."""
+def look() -> str:
+    """As `preload`, but for engines that will import SGLang themselves: looks for the accelerator only."""
     import torch
 
-    return bool(torch.cuda.is_initialized())
+    return "" if torch.cuda.is_available() else "cpu"
 
 
-def run_engine(arguments: dict[str, Any], env: dict[str, str], folder: Path) -> None:
-    """Be SGLang's server, in the forked process, until killed. `arguments`: fields of SGLang's ServerArgs."""
-    os.environ.update({**_NO_AUTOPSY, **env})
-    engine_folder.adopt(folder)
-    os.environ[FORK_VARIABLE] = "1"
-    from sglang.launch_server import run_server
-    from sglang.srt.server_args import ServerArgs
+def accelerator_touched(descriptors: Path = Path("/proc/self/fd")) -> bool:
+    """Whether CUDA was initialised in this process; forked engines could then not use it.
 
-    run_server(ServerArgs(**arguments))
+    torch knows of its own; whatever library did it (a compiler, a driver's binding), the driver then holds its device
+    for unified memory open. NVML, by which SGLang and torch look for devices here, opens others.
+    """
+    import torch
+
+    return bool(torch.cuda.is_initialized()) or any(
+        os.path.basename(target).startswith("nvidia-uvm") for target in _targets(descriptors)
+    )
+
+
+def _targets(descriptors: Path) -> list[str]:
+    found = []
+    for entry in descriptors.iterdir():
+        try:
+            found.append(os.readlink(entry))
+        except FileNotFoundError:
+            continue  # the one that listed the folder
+    return found
 
 
 def make_payload(manifest: str, digest: str) -> str:
@@ -266,9 +286,11 @@ def make_payload(manifest: str, digest: str) -> str:
 
 def main() -> None:
     """Entry point: `python -m twinpod.inference.standby`, driven over stdin and stdout."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="twinpod.inference.standby", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    )
+    parser.add_argument("--spawn", action="store_true", help="import nothing of SGLang: every engine will be spawned")
+    only_spawn = parser.parse_args().spawn
     os.environ.setdefault(
         "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
     )  # "is there a GPU" without initialising CUDA, which no fork survives
@@ -277,7 +299,7 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     began = time.monotonic()
-    platform = preload()
+    platform = look() if only_spawn else preload()
     gc.collect()
     gc.freeze()  # forked engines then never write to these objects' headers, and share their pages
     forking.become_subreaper()
@@ -289,6 +311,7 @@ def main() -> None:
         threads=len(os.listdir("/proc/self/task")),  # must be 1: a fork copies the calling thread only
         accelerator=accelerator_touched(),  # must be false
         platform=platform,
+        imported=not only_spawn,
     )
     standby.run()
 

@@ -16,7 +16,8 @@ from twinpod.api.pod_view import load_job
 from twinpod.errors import TwinpodError
 from twinpod.records.rollout import PullRequest, WorkBatch, WorkResult
 from twinpod.rollout.engine_file import EngineFile
-from twinpod.rollout.ports import EngineEndpoint
+from twinpod.rollout.engines import several
+from twinpod.rollout.ports import EngineEndpoint, EnginePort
 from twinpod.rollout.sglang_stream import SGLangStream
 from twinpod.rollout.worker import Worker, WorkerSettings
 from twinpod.rpc.channel import ask, client_channel
@@ -61,9 +62,9 @@ class GrpcMaster:
         await ask(self._stub.ReturnWork, request, timeout=GIVE_S, where=f"{self._address} ReturnWork")
 
 
-def connect(serving: EngineEndpoint) -> SGLangStream:
-    """A port to the engine that the half announces."""
-    return SGLangStream(serving.url, serving.api_key)
+def connect(serving: EngineEndpoint) -> EnginePort:
+    """A port to the engines that the half announces."""
+    return several([SGLangStream(url, serving.api_key) for url in serving.urls])
 
 
 async def work(environment: Environment, capacity: int) -> None:

@@ -1,7 +1,7 @@
 """Word of the engine beside the worker: a small file that the inference half writes while its engine serves, and
 removes otherwise.
 
-    /run/twinpod/engine.json    {"url": "http://127.0.0.1:41233", "api_key": "...", "version": 7}
+    /run/twinpod/engine.json    {"urls": ["http://127.0.0.1:41233"], "api_key": "...", "version": 7}
 """
 
 from __future__ import annotations

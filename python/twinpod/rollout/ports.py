@@ -80,9 +80,9 @@ class EnginePort(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineEndpoint:
-    """An engine that serves, as the inference half announces it."""
+    """The engines that serve, as the inference half announces them: one, or several with the same weights."""
 
-    url: str
+    urls: tuple[str, ...]
     api_key: str
     version: int
 

@@ -123,7 +123,7 @@ class Worker:
 
     async def _serve(self, serving: EngineEndpoint, stopping: asyncio.Task[bool]) -> None:
         """Keep one engine busy until it is gone or the worker is told to stop."""
-        log.info("engine %s serves version %d", serving.url, serving.version)
+        log.info("%s serve version %d", ", ".join(serving.urls), serving.version)
         engine = self._engines.connect(serving)
         gone = asyncio.create_task(self._engines.changed(serving))
         self._faults = 0

@@ -1,5 +1,5 @@
 """A standby without SGLang: the same pipe protocol, its engines are `fake_engine` processes. `python -m
-twinpod.testing.fake_standby`.
+twinpod.testing.fake_standby [READY-JSON]`, the fields that its line `ready` has besides.
 
 It shares no code with the real one, on purpose: each is held to the protocol by its own tests.
 """
@@ -36,7 +36,8 @@ def obey(message: dict[str, Any], engines: dict[int, subprocess.Popen[bytes]]) -
     match message["op"]:
         case "start":
             with open(message["log"], "ab") as log:
-                command = [sys.executable, "-m", "twinpod.testing.fake_engine", json.dumps(message["args"])]
+                told = {**message["args"], "start": "spawn" if message.get("spawn") else "fork"}
+                command = [sys.executable, "-m", "twinpod.testing.fake_engine", json.dumps(told)]
                 engine = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -69,7 +70,8 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     engines: dict[int, subprocess.Popen[bytes]] = {}
     buffer = b""
-    say(event="ready", imports_s=0.0, pid=os.getpid(), threads=1)
+    more = json.loads(sys.argv[1]) if sys.argv[1:] else {}
+    say(**{"event": "ready", "imports_s": 0.0, "pid": os.getpid(), "threads": 1, **more})
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ)
         selector.register(reading, selectors.EVENT_READ)

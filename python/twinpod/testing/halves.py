@@ -5,6 +5,7 @@ ordered about.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -96,31 +97,42 @@ def half_settings(folder: Path) -> HalfSettings:
 
 
 def module(
-    name: str, folder: Path, variables: Mapping[str, str] = MappingProxyType({}), *, pipes: bool = False
+    name: str,
+    folder: Path,
+    *arguments: str,
+    variables: Mapping[str, str] = MappingProxyType({}),
+    pipes: bool = False,
 ) -> ChildSpec:
     """A child that runs a module."""
     env = {**os.environ, **variables}
     log = folder / "run" / f"{name}.log"
-    return ChildSpec(name=name, argv=(sys.executable, "-m", name), env=env, log=log, pipes=pipes)
+    return ChildSpec(name=name, argv=(sys.executable, "-m", name, *arguments), env=env, log=log, pipes=pipes)
 
 
 class InferenceBench:
     """A running inference half. `async with`; on leaving it has ended and nothing of it is left."""
 
     def __init__(
-        self, folder: Path, life: LifeCycle = LifeCycle.RESTART, worker: tuple[str, ...] = ("sleep", "1000")
+        self,
+        folder: Path,
+        life: LifeCycle = LifeCycle.RESTART,
+        worker: tuple[str, ...] = ("sleep", "1000"),
+        *,
+        engines: int = 1,
+        ready: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         self.folder, self.kind, self.news = folder, FakeKind(), News()
         self.worker = ChildSpec(name="worker", argv=worker, env=dict(os.environ), log=folder / "worker.log")
         self.settings = InferenceSettings(
             half=half_settings(folder),
             life=life,
-            standby=module(FAKE_STANDBY, folder, pipes=True),
+            standby=module(FAKE_STANDBY, folder, json.dumps(dict(ready)), pipes=True),
             worker=self.worker,
             engine=EngineSpec(model_path="", port=0, api_key="", kv_tokens=1, context_length=1),
             engine_file=folder / "run" / "engine.json",
             engine_log=folder / "run" / "engine.log",
             engine_env={},
+            engines=engines,
             start_timeout_s=20.0,
         )
         self.carrier = FakeCarrier()
@@ -159,7 +171,7 @@ class TrainingBench:
     def __init__(self, folder: Path, link: str, attempt: int = 1) -> None:
         self.news = News()
         variables = {"TWINPOD_LINK": link, "TWINPOD_ATTEMPT": str(attempt), "TWINPOD_TLS": str(folder / "tls")}
-        ranks = module(FAKE_RANKS, folder, variables)
+        ranks = module(FAKE_RANKS, folder, variables=variables)
         self.settings = TrainingSettings(half=half_settings(folder), ranks=ranks)
         self.offers = ShardOffers()
         self.half = TrainingHalf(self.settings, Children(), self.offers, self.news.tell)

@@ -133,7 +133,7 @@ class FakeSource:
         """See EngineSource."""
         if self._engine is None:
             return None
-        return EngineEndpoint(url=f"fake://{self._starts}", api_key="", version=self._engine.version)
+        return EngineEndpoint(urls=(f"fake://{self._starts}",), api_key="", version=self._engine.version)
 
     async def changed(self, old: EngineEndpoint | None) -> EngineEndpoint | None:
         """See EngineSource."""

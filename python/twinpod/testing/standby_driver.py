@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -114,16 +114,16 @@ def _write(folder: Path, owner: str, owned: list[tuple[TensorPart, torch.Tensor]
 class StandbyDriver:
     """A standby as a child process, asked one thing at a time. Events that arrive meanwhile are kept in `events`.
 
-    `threads`: OpenMP threads of each process; 0 leaves it to torch (one a core).
+    `threads`: OpenMP threads of each process; 0 leaves it to torch (one a core). `arguments`: of the standby.
     """
 
-    def __init__(self, log: Path, *, threads: int = 1) -> None:
+    def __init__(self, log: Path, *, threads: int = 1, arguments: Sequence[str] = ()) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "twinpod.inference.standby"],
+                [sys.executable, "-m", "twinpod.inference.standby", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
