@@ -7,6 +7,7 @@ from typing import Any
 
 from twinpod.api import names
 from twinpod.api.names import Reason
+from twinpod.errors import EXIT_INPUT
 from twinpod_operator.nouns import ContainerEnd, Finding, Manifest
 
 _WAITING = {
@@ -45,7 +46,7 @@ def end_finding(end: ContainerEnd) -> Iterator[Finding]:
         yield Finding(reason=Reason.OUT_OF_MEMORY.value, message=f"{line}; {mend}")
     elif any(word in said for word in _SHARED_MEMORY):
         yield Finding(reason=Reason.SHARED_MEMORY_TOO_SMALL.value, message=line)
-    elif end.code == names.EXIT_INPUT:
+    elif end.code == EXIT_INPUT:
         yield Finding(reason=Reason.INPUT_ERROR.value, message=line)
     else:
         yield Finding(reason=Reason.CRASHED.value, message=line)

@@ -14,15 +14,26 @@
     └── EngineFault                  retryable: an engine died, hung or refused
 
 Whether an error may be retried is a fact of its class (`retryable`), never a guess at the place that catches it.
+
+Exit codes of our processes, told between them and to people (containers of local mode have 125 and 127, too):
+
+    0    done, or ended when told to
+    1    a fault of the machine or of a process beside us
+    2    wrong input: no restart can mend it, so nobody restarts; the job is Failed
+    3    the master: a half, an engine or the weights failed; it resumes when started again
+    4    the master: a newer one has taken over
+    143  the master: told to stop; it resumes when started again
 """
 
 from __future__ import annotations
+
+EXIT_FAULT, EXIT_INPUT, EXIT_RETRY, EXIT_STALE, EXIT_STOPPED = 1, 2, 3, 4, 143
 
 
 class TwinpodError(Exception):
     """Base of all; `str()` is one line for a person. `where`: the field, file or process; `mend`: what to do."""
 
-    exit_code = 1
+    exit_code = EXIT_FAULT
     retryable = False
 
     def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
@@ -38,7 +49,7 @@ class TwinpodError(Exception):
 class InputError(TwinpodError):
     """The person's input is wrong; nothing was started or written."""
 
-    exit_code = 2
+    exit_code = EXIT_INPUT
 
 
 class EnvironmentFault(TwinpodError):

@@ -21,7 +21,7 @@ from twinpod.checkpoint.manifest import manifest_path, write_manifest
 from twinpod.checkpoint.plan import is_here, shards_away
 from twinpod.checkpoint.verify import verify_version
 from twinpod.checkpoint.versions import check_version
-from twinpod.errors import EngineFault, TwinpodError
+from twinpod.errors import EXIT_INPUT, EngineFault, TwinpodError
 from twinpod.inference.sglang_engine import EngineSpec
 from twinpod.records import codec
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
@@ -66,6 +66,7 @@ class InferenceHalf:
         self._staged: dict[Weights, WeightVersion] = {}  # those with fetched shards, as they lie here
         self._seconds = {"start_s": 0.0, "fetch_s": 0.0, "fetch_bytes": 0.0, "verify_s": 0.0, "load_s": 0.0}
         self._leaving = self._ending = False
+        self._code = 0  # the half's exit code
         self.dismissed = False  # by EXIT: the run is over
         self._farewell: asyncio.Task[None] | None = None
 
@@ -115,7 +116,7 @@ class InferenceHalf:
             if self._state != before:
                 self._changed()
         await self._wind_up()
-        return 0
+        return self._code
 
     def _begin(self, command: Command) -> None:
         """A new command goes to the machine; one that cannot be read is answered at once."""
@@ -208,10 +209,16 @@ class InferenceHalf:
             began = loop.time()
             try:
                 self._worker = self._children.start(self._settings.worker)
-                reason = (await self._worker.wait()).reason
+                ended = await self._worker.wait()
+                reason, refused = ended.reason, ended.status == EXIT_INPUT
             except TwinpodError as error:
-                reason = error.line()
+                reason, refused = error.line(), False
             if self._leaving:
+                return
+            if refused:
+                log.error("%s; no restart mends a wrong input: the half ends", reason)
+                self._code = EXIT_INPUT
+                self.terminate()
                 return
             failures = 1 if loop.time() - began > machine.LONGEST_PAUSE_S else failures + 1
             log.warning("%s; it is started again", reason)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from twinpod.errors import EXIT_FAULT, EXIT_INPUT
 from twinpod.records.life import Command, Reply, Verb
 
 EXIT_GRACE_S = 10.0  # for ranks that were asked to end, before they are told by a signal
@@ -62,9 +63,10 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class RanksEnded:
-    """All ranks are observed gone."""
+    """All ranks are observed gone. `refused`: what one of them had against the input; no restart can mend that."""
 
     reason: str
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +128,8 @@ def step(state: State, event: Event) -> Step:
             return replace(state, asking=False), ()
         case Reported(reply):
             return _report(state, reply)
-        case RanksEnded(reason):
-            return _ranks_ended(state, reason)
+        case RanksEnded(reason, refused):
+            return _ranks_ended(state, reason, refused)
         case Expired(key):
             return _expire(state, key)
         case Terminate():
@@ -169,13 +171,16 @@ def _report(state: State, reply: Reply) -> Step:
     return state, (answer, *acts)
 
 
-def _ranks_ended(state: State, reason: str) -> Step:
+def _ranks_ended(state: State, reason: str, refused: str) -> Step:
     if state.exiting:
         done = tuple(Answer(command.key) for command in state.queue if command.verb is Verb.EXIT)
         return replace(state, queue=()), (*done, End(state.code))
     error = f"EngineFault: the ranks ended without being told to: {reason}"
-    answers = tuple(Answer(command.key, error, retryable=True) for command in state.queue)
-    return replace(state, queue=(), exiting=True, code=1, message=error), (*answers, End(1))
+    if refused:
+        error = f"InputError: {refused}"
+    code = EXIT_INPUT if refused else EXIT_FAULT
+    answers = tuple(Answer(command.key, error, retryable=not refused) for command in state.queue)
+    return replace(state, queue=(), exiting=True, code=code, message=error), (*answers, End(code))
 
 
 def _expire(state: State, key: str) -> Step:
@@ -185,7 +190,7 @@ def _expire(state: State, key: str) -> Step:
     said = f"{late.verb.value} not done within {late.deadline_s:g} s"
     if state.given and state.queue[0] is late and not state.exiting:
         error = f"EngineFault: {said}: the ranks are stuck and are started anew"
-        return _leave(replace(state, message=error), error, 1)
+        return _leave(replace(state, message=error), error, EXIT_FAULT)
     rest = tuple(command for command in state.queue if command is not late)
     why = "the ranks are busy with " + state.queue[0].key if state.given else "the ranks are not up yet"
     if state.ready and not state.given:

@@ -47,6 +47,7 @@ class TrainingHalf:
         )
         self._ask: asyncio.Future[Command] | None = None
         self._ranks: Child | None = None
+        self._refusal = settings.half.environment.input_error_file
         self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._stopping: asyncio.Task[None] | None = None
 
@@ -80,6 +81,7 @@ class TrainingHalf:
         """Until EXIT, `terminate` or the end of the ranks; returns the exit code."""
         if self._end.done():  # told to end before anything began
             return self._end.result()
+        self._refusal.unlink(missing_ok=True)
         self._ranks = self._children.start(self._settings.ranks)
         watch = asyncio.get_running_loop().create_task(self._watch(self._ranks))
         code = await self._end
@@ -112,7 +114,8 @@ class TrainingHalf:
     async def _watch(self, ranks: Child) -> None:
         ended = await ranks.wait()
         await self._children.end_orphans()  # torchrun's ranks have sessions of their own
-        self._take(relay.RanksEnded(ended.reason))
+        refused = self._refusal.read_text(encoding="utf-8") if self._refusal.exists() else ""
+        self._take(relay.RanksEnded(ended.reason, refused))
 
     def _take(self, event: relay.Event) -> None:
         before = self._state

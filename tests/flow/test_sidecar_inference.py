@@ -14,7 +14,7 @@ import pytest
 from twinpod.checkpoint.fetch import Stager
 from twinpod.checkpoint.manifest import manifest_path, read_manifest
 from twinpod.checkpoint.shard_offers import ShardOffers
-from twinpod.errors import StaleEpoch
+from twinpod.errors import EXIT_INPUT, StaleEpoch
 from twinpod.records.life import LifeCycle, Verb
 from twinpod.records.weights import ServeRequest, ShardSource, WeightVersion
 from twinpod.testing.carriers import FakeCarrier
@@ -243,6 +243,13 @@ async def test_a_worker_killed_is_started_again(bench: InferenceBench) -> None:
     await bench.news.until(lambda: len(seen_now(seen, "sleep")) == 1)
     os.kill(seen[0], signal.SIGKILL)
     await bench.news.until(lambda: processes("sleep") not in ([], seen))
+
+
+async def test_a_worker_that_finds_the_input_wrong_ends_the_half_with_code_2(tmp_path: Path) -> None:
+    worker = ("sh", "-c", "echo 'twinpod.rollout: spec: is wrong' >&2; exit 2")
+    bench = InferenceBench(tmp_path, worker=worker)
+    assert await asyncio.wait_for(bench.half.run(), 30) == EXIT_INPUT
+    assert processes("") == []
 
 
 async def test_an_engine_that_never_comes_up_is_an_answer_with_its_last_words(bench: InferenceBench) -> None:

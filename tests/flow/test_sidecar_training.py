@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from twinpod.errors import WrongVersion
+from twinpod.api import names
+from twinpod.errors import EXIT_FAULT, EXIT_INPUT, WrongVersion
 from twinpod.records import codec
 from twinpod.records.life import Reply, Verb
 from twinpod.records.weights import ShardRequest
@@ -111,6 +112,22 @@ async def test_a_rank_that_dies_answers_its_command_and_ends_the_half(tmp_path: 
         assert "exited with code 1; its last words: twinpod: the test wants this rank dead" in reply.error
         assert reply.retryable
         assert await run.task == 1
+
+
+async def test_a_rank_that_finds_the_input_wrong_ends_the_half_with_code_2(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        reply = await run.do(Verb.TRAIN, argument="refuse")
+        assert (reply.error, reply.retryable) == ("InputError: config.json: it is wrong", False)
+        assert await run.task == EXIT_INPUT
+
+
+async def test_what_ranks_of_an_earlier_start_refused_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / names.INPUT_ERROR_FILE).write_text("mended since")
+    async with running(tmp_path) as run:
+        await run.do(Verb.TRAIN)
+        kill_now(FAKE_RANKS)
+        assert await run.task == EXIT_FAULT
 
 
 async def test_a_rank_that_is_killed_while_idle_ends_the_half(tmp_path: Path) -> None:

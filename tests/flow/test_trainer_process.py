@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from twinpod.api import names
 from twinpod.arena import Arena
-from twinpod.errors import Unreachable
+from twinpod.errors import EXIT_FAULT, Unreachable
 from twinpod.records.codec import loads
 from twinpod.records.life import Command, Reply, Verb
 from twinpod.records.training import Batch, Sample, TrainStats
@@ -97,8 +98,8 @@ def make_batch(iteration: int) -> Batch:
     return Batch(iteration=iteration, version=iteration, group_size=4, samples=tuple(samples))
 
 
-def job(tensor: int) -> dict[str, Any]:
-    """A tiny RLJob."""
+def job(tensor: int, **spec: Any) -> dict[str, Any]:
+    """A tiny RLJob, with other parts of the spec."""
     return {
         "apiVersion": "twinpod.dev/v1alpha1",
         "kind": "RLJob",
@@ -124,6 +125,7 @@ def job(tensor: int) -> dict[str, Any]:
             "rollout": {"maxTokens": 4},
             "reward": {"kind": "prefix"},
             "hybrid": {"trainer": {"tensorParallel": tensor, "offload": True}},
+            **spec,
         },
     }
 
@@ -137,7 +139,9 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def trainer(pod: Path, tensor: int) -> AsyncIterator[tuple[PlayedHalf, asyncio.subprocess.Process, Path]]:
+async def trainer(
+    pod: Path, tensor: int, **spec: Any
+) -> AsyncIterator[tuple[PlayedHalf, asyncio.subprocess.Process, Path]]:
     """Servers and ranks; the ranks are killed at the end if they still run."""
     half = PlayedHalf()
     link = await serve([half], "127.0.0.1:0", pod / "tls")
@@ -155,7 +159,7 @@ async def trainer(pod: Path, tensor: int) -> AsyncIterator[tuple[PlayedHalf, asy
                 "-m",
                 "twinpod.trainer",
             ),
-            env=environment(pod, tensor, link, master),
+            env=environment(pod, job(tensor, **spec), link, master),
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -170,9 +174,9 @@ async def trainer(pod: Path, tensor: int) -> AsyncIterator[tuple[PlayedHalf, asy
         await master.stop()
 
 
-def environment(pod: Path, tensor: int, link: RpcServer, master: RpcServer) -> dict[str, str]:
+def environment(pod: Path, job: dict[str, Any], link: RpcServer, master: RpcServer) -> dict[str, str]:
     """What the training half gives its ranks."""
-    (pod / "job.json").write_text(json.dumps(job(tensor)))
+    (pod / "job.json").write_text(json.dumps(job))
     ours = {
         "TWINPOD_JOB_NAME": "tiny",
         "TWINPOD_NAMESPACE": "default",
@@ -291,3 +295,15 @@ async def test_a_run_of_two_ranks_and_a_resume_by_one(pod: Path) -> None:
         assert all(np.array_equal(again[name], second[name]) for name in second)
         assert (await half.order(Verb.EXIT)).error == ""
         assert await asyncio.wait_for(process.wait(), 20) == 0, log.read_text()[-3000:]
+
+
+@pytest.mark.asyncio
+async def test_a_rank_that_finds_the_input_wrong_leaves_its_line_for_the_half(pod: Path, tmp_path: Path) -> None:
+    """Torchrun makes a 1 of the rank's exit code 2, so the line tells the half that no restart can help."""
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    async with trainer(pod, 1, model={"from": str(tmp_path)}) as (_, process, log):
+        assert await asyncio.wait_for(process.wait(), DEADLINE_S) == EXIT_FAULT
+    line = (pod / "run" / names.INPUT_ERROR_FILE).read_text()
+    assert line.startswith("config.json: architectures: the trainer knows LlamaForCausalLM, ")
+    assert f"twinpod.trainer: {line}" in log.read_text()

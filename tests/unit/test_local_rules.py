@@ -10,7 +10,7 @@ import pytest
 from twinpod.api import names
 from twinpod.api.load import load_manifest
 from twinpod.api.types import RLJob
-from twinpod.errors import EnvironmentFault, InputError
+from twinpod.errors import EXIT_INPUT, EnvironmentFault, InputError
 from twinpod.local.addresses import claimed_block, hosts_file, pod_address
 from twinpod.local.folder import RunFolder, refuse_difference
 from twinpod.local.inputs import load_run
@@ -40,10 +40,14 @@ def ended(pod: str, code: int) -> Outcome:
         ([ended("j-master", -9)], 2, Verdict.RESTARTS),
         ([ended("j-master", -9)], 3, Verdict.FAILED),
         ([ended("j-master", 2)], 0, Verdict.FAILED),
+        ([ended("j-hybrid-1", 1), ended("j-master", 3), ended("j-hybrid-0", 2)], 0, Verdict.FAILED),
     ],
 )
 def test_what_ended_pods_mean_for_the_job(outcomes: list[Outcome], restarts: int, verdict: Verdict) -> None:
-    assert decide(outcomes, "j-master", restarts, 3).verdict is verdict
+    decision = decide(outcomes, "j-master", restarts, 3)
+    assert decision.verdict is verdict
+    assert decision.wrong_input == any(outcome.code == EXIT_INPUT for outcome in outcomes)
+    assert not decision.wrong_input or decision.reason.endswith("ended with 2")
 
 
 def test_used_up_restarts_are_told_with_their_reason() -> None:

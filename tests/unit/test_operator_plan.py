@@ -179,10 +179,16 @@ def test_a_crash_that_repeats_uses_the_budget_up_with_growing_pauses() -> None:
     assert not [view for view in cluster.views(key) if not view.ended]
 
 
-def test_a_wrong_input_is_not_tried_again() -> None:
+@pytest.mark.parametrize("where", ["x-master-a1", "x-hybrid-0-a1", "a sidecar"])
+def test_a_wrong_input_is_not_tried_again_whoever_finds_it(where: str) -> None:
     cluster = FakeCluster()
     key = started(cluster)
-    cluster.crash("x-master-a1", 2, message="log\ndataset.jsonLines.path: no such file")
+    said = "log\ndataset.jsonLines.path: no such file"
+    if where == "a sidecar":
+        cluster.restart_sidecar("x-hybrid-0-a1", 2, message=said)
+    else:
+        cluster.crash("x-hybrid-0-a1", 1, message="the others end because of it")
+        cluster.crash(where, 2, message=said)
     cluster.run(key, 100)
     assert condition(cluster, key, "Failed")[:2] == ("True", "InputError")
     assert "no such file" in condition(cluster, key, "Failed")[2]

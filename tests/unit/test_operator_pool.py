@@ -14,7 +14,20 @@ from twinpod.api.names import Reason
 from twinpod.api.patch import PodPatch
 from twinpod.api.types import RLJob, RolloutPool, RolloutPoolSpec
 from twinpod.testing.fake_cluster import PLATFORM
-from twinpod_operator.nouns import Action, Apply, Create, Delete, Fault, Finding, JobLink, Key, Observed, Plan, PodView
+from twinpod_operator.nouns import (
+    Action,
+    Apply,
+    ContainerEnd,
+    Create,
+    Delete,
+    Fault,
+    Finding,
+    JobLink,
+    Key,
+    Observed,
+    Plan,
+    PodView,
+)
 from twinpod_operator.plan import plan
 from twinpod_operator.reading import pod_view
 
@@ -83,6 +96,10 @@ def failed(failures: int, **more: Any) -> PodView:
     return pod(0, 7, phase="Failed", failures=failures, **given)
 
 
+def ended(code: int, container: str) -> ContainerEnd:
+    return ContainerEnd(container=container, sidecar=False, code=code, signal=0, reason="Error", message="")
+
+
 @pytest.mark.parametrize(
     ("newest", "created", "reason"),
     [
@@ -90,6 +107,8 @@ def failed(failures: int, **more: Any) -> PodView:
         pytest.param(failed(3), [], "RestartBudgetSpent", id="a fourth there is not"),
         pytest.param(failed(9, created=NOW - 5000), ["p-rollout-0-a8"], "ContainerCrashed", id="this one had lasted"),
         pytest.param(failed(3, fault=Fault.QUEUE), ["p-rollout-0-a8"], "ContainerCrashed", id="a queue took it back"),
+        pytest.param(failed(0, ends=(ended(2, "inference"),)), [], "InputError", id="its input is wrong"),
+        pytest.param(failed(0, ends=(ended(2, "of a patch"),)), ["p-rollout-0-a8"], "ContainerCrashed", id="not ours"),
         pytest.param(failed(3, delete_by=NOW - 60), ["p-rollout-0-a8"], "Scaling", id="somebody deleted it"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from twinpod.errors import EXIT_INPUT
 from twinpod.records.life import Reply, Verb
 from twinpod.testing.halves import order
 from twinpod_sidecar.relay import (
@@ -53,6 +54,12 @@ def test_a_command_that_comes_after_an_ask_is_over_waits_for_the_next() -> None:
 def test_commands_are_given_one_at_a_time_in_order() -> None:
     _, acts = play(Asked(), Ordered(TRAIN), Ordered(PUBLISH), Reported(TRAINED), Asked())
     assert acts == [Give(TRAIN), Answer(TRAIN.key, detail="{}"), Give(PUBLISH)]
+
+
+def test_ranks_that_found_the_input_wrong_end_the_half_with_their_line_and_nobody_tries_again() -> None:
+    state, acts = play(Asked(), Ordered(TRAIN), RanksEnded("trainer exited with code 1", "config.json: is wrong"))
+    assert acts[1:] == [Answer(TRAIN.key, "InputError: config.json: is wrong"), End(EXIT_INPUT)]
+    assert state.message == "InputError: config.json: is wrong"
 
 
 def test_a_lost_answer_to_an_ask_is_given_again() -> None:

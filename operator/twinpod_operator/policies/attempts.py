@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from twinpod.api import names
 from twinpod.api.names import Condition, Reason
 from twinpod.api.types import RLJob
+from twinpod.errors import EXIT_INPUT
 from twinpod.records.verdict import Outcome, Verdict, decide
 from twinpod_operator.nouns import Fault, Finding, Observed, PodView
 from twinpod_operator.policies.memory import Memory, recall
 
+OURS = (names.CONTAINER_MASTER, names.CONTAINER_TRAINER, names.CONTAINER_INFERENCE)  # a podPatch may bring others
 OVERDUE_S = 10.0  # after the end of its grace period a pod is given up: its node does not answer
 # What keeps a scheduled pod from coming up
 STUCK = (Reason.IMAGE_PULL, Reason.CREATE_CONTAINER, Reason.VOLUME, Reason.CLAIM_UNALLOCATED)
@@ -86,6 +88,8 @@ def judge(observed: Observed, memory: Memory, job: RLJob, now: float) -> Ended |
         if lost.fault is Fault.INFRASTRUCTURE and memory.infrastructure_faults >= policy.max_infrastructure_restarts:
             return spent(lost, f"all {policy.max_infrastructure_restarts} infrastructure restarts are used up")
         return lost
+    if refused := next((pod for pod in pods if input_error(pod)), None):
+        return Ended(outcome=Condition.FAILED, fault=Fault.APPLICATION, why=first_reason(refused, Reason.INPUT_ERROR))
     used = memory.application_faults + sidecar_restarts(observed, memory)
     failed = [pod for pod in pods if pod.fault is Fault.APPLICATION]
     stuck = _stuck(observed, memory, job, pods, now)
@@ -106,9 +110,15 @@ def judge(observed: Observed, memory: Memory, job: RLJob, now: float) -> Ended |
     return None
 
 
-def first_reason(pod: PodView) -> Finding:
-    """The pod's first reason, told with its name."""
+def input_error(pod: PodView) -> bool:
+    """A process of ours found the input wrong; also in a sidecar, which the kubelet would start again for ever."""
+    return any(end.code == EXIT_INPUT and end.container in OURS for end in pod.ends)
+
+
+def first_reason(pod: PodView, wanted: Reason | None = None) -> Finding:
+    """The pod's first reason, or its first of the `wanted` kind when there is one, told with its name."""
     found = pod.reasons[0] if pod.reasons else Finding(reason=Reason.CRASHED, message="ended without a word")
+    found = next((reason for reason in pod.reasons if reason.reason == wanted), found)
     return Finding(reason=found.reason, message=f"pod {pod.name}: {found.message}")
 
 

@@ -17,7 +17,7 @@ from twinpod.api import names
 from twinpod.api.names import Reason
 from twinpod.api.types import RLJob, RolloutPool
 from twinpod_operator.nouns import Action, Create, Delete, Fault, Finding, JobLink, Observed, Plan, PodView, Prove
-from twinpod_operator.policies.attempts import OVERDUE_S, may_live
+from twinpod_operator.policies.attempts import OVERDUE_S, input_error, may_live
 from twinpod_operator.policies.children import plan_children, relabel, unpublish
 from twinpod_operator.policies.run import RETRY_S, class_missing
 from twinpod_operator.render_containers import Platform
@@ -135,9 +135,11 @@ def _given_up(pods: tuple[PodView, ...], wanted: int, job: RLJob) -> list[Findin
         last = _newest(there.get(index, []))
         if last is not None and _spent(last, job):
             why = last.reasons[0].message if last.reasons else "it ended"
-            times = _failures(last)
-            message = f"pod {last.name}: {why}; {times} in a row ended soon; scale it away and back to try again"
-            found.append(Finding(reason=Reason.BUDGET_SPENT.value, message=message))
+            reason, because = Reason.BUDGET_SPENT, f"{_failures(last)} in a row ended soon"
+            if input_error(last):
+                reason, because = Reason.INPUT_ERROR, "a wrong input is not tried again"
+            message = f"pod {last.name}: {why}; {because}; scale it away and back to try again"
+            found.append(Finding(reason=reason.value, message=message))
     return found
 
 
@@ -153,7 +155,8 @@ def _newest(pods: list[PodView]) -> PodView | None:
 
 
 def _spent(last: PodView, job: RLJob) -> bool:
-    return last.ended and not last.deleting and _failures(last) > job.spec.failure_policy.max_restarts
+    spent = input_error(last) or _failures(last) > job.spec.failure_policy.max_restarts
+    return last.ended and not last.deleting and spent
 
 
 def _failures(last: PodView) -> int:

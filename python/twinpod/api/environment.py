@@ -38,6 +38,11 @@ class Environment:
         """Where the processes of a pod find config.json and the tokenizer."""
         return self.run / names.MODEL_FOLDER
 
+    @property
+    def input_error_file(self) -> Path:
+        """Where a rank leaves its line when the input is wrong: torchrun makes every exit code a 1."""
+        return self.run / names.INPUT_ERROR_FILE
+
 
 _TEXTS = {
     "job_name": "TWINPOD_JOB_NAME",

@@ -55,7 +55,6 @@ ANNOTATION_RENEW_AT = f"{GROUP}/renew-at"  # unix seconds; on Secrets with certi
 QUEUE_STOPPED = "TerminationTarget"  # pod condition of a pod that a queueing system takes back
 FINALIZER = f"{GROUP}/etcd"  # until the job's keys in etcd are swept
 
-EXIT_INPUT = 2  # exit code of a process whose input is wrong: no restart can mend that
 
 # The platform's own objects, in the operator's namespace
 ETCD_AUTHORITY = f"{MANAGED_BY}-etcd-ca"  # Secret: CA of etcd's server and of its clients, with its key
@@ -89,6 +88,7 @@ RUN_FOLDER = "/run/twinpod"
 SHM_FOLDER = "/dev/shm"
 ARENA_FOLDER = f"{SHM_FOLDER}/twinpod"
 TEMPORARY_FOLDER = "/tmp"
+INPUT_ERROR_FILE = "rank-refused"  # in a pod's run folder: what a rank has against the job's input, one line
 MODEL_FOLDER = "model"  # below the run folder
 
 # Container and volume names

@@ -17,7 +17,7 @@ from twinpod.cli.live import make_view
 from twinpod.cli.outcome import write_outcome
 from twinpod.cli.preflight import check_inputs
 from twinpod.cli.progress import read_progress
-from twinpod.errors import InputError
+from twinpod.errors import EXIT_FAULT, EXIT_INPUT, InputError
 from twinpod.local import Launcher
 from twinpod.local.folder import RunFolder, refuse_difference
 from twinpod.local.inputs import load_run
@@ -27,7 +27,9 @@ from twinpod.records.verdict import Verdict
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Exit code 0 when the job succeeded, 1 when it failed, 130 and above when a signal stopped it."""
+    """Exit code 0 when the job succeeded, 2 when its input was wrong, 1 when it failed otherwise, 130 and above when a
+    signal stopped it.
+    """
     asked, pools = load_run(arguments.file)
     job = overridden(asked, seed=arguments.seed, iterations=arguments.iterations)
     folder = RunFolder(arguments.out or Path("runs") / job.metadata.name)
@@ -84,7 +86,7 @@ def _launch(job: RLJob, pools: tuple[RolloutPool, ...], folder: RunFolder, argum
         return 128 + ended.signal
     if ended.decision.verdict is not Verdict.SUCCEEDED:
         console.print(f"twinpod: {job.metadata.name} failed: {ended.decision.reason}", markup=False, soft_wrap=True)
-        return 1
+        return EXIT_INPUT if ended.decision.wrong_input else EXIT_FAULT
     return write_outcome(job, folder, console, check_export=not arguments.no_check)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from twinpod.errors import EXIT_INPUT
 from twinpod.local.etcd_server import last_line
 from twinpod.local.mounts import Volumes
 from twinpod.local.plan import Container, Pod
@@ -136,7 +137,7 @@ class PodRun:
             in_vain += 1
             self.sidecar_restarts += 1
             outcome = self._outcome(sidecar, code)
-            if in_vain > MOST_STARTS_WITHOUT_SUCCESS or code == 2:
+            if in_vain > MOST_STARTS_WITHOUT_SUCCESS or code == EXIT_INPUT:
                 if not self._sidecar_trouble.done():
                     self._sidecar_trouble.set_result(outcome)
                 return

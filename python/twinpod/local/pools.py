@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from twinpod.errors import InputError
+from twinpod.errors import EXIT_INPUT, InputError
 from twinpod.local.plan import Pod
 from twinpod.local.pods import BACKOFF_S, Place, PodRun
-from twinpod.records.verdict import INPUT_ERROR
 
 LONG_LIFE_S = 60.0  # a pod that lived so long begins with the first pause again
 
@@ -87,7 +86,7 @@ class Pool:
                 began = loop.time()
                 outcome = await PodRun(pod, place, attempt).run()
                 attempt += 1
-                if outcome.code == INPUT_ERROR:
+                if outcome.code == EXIT_INPUT:
                     self._note(f"{outcome.reason}; the pod is not started again")
                     await asyncio.Event().wait()
                 failures = 1 if loop.time() - began > LONG_LIFE_S else failures + 1

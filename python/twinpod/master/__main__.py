@@ -1,8 +1,6 @@
 """The master's process: `python -m twinpod.master`. Wiring only.
 
-Exit codes: 0 succeeded; 1 the machine lacks something; 2 wrong input; 3 a half, an engine or the weights failed:
-start again and it resumes; 4 a newer master has taken over; 143 told to stop. What was committed is kept in every
-case.
+Exit codes are in `twinpod/errors.py`. What was committed is kept in every case.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from twinpod.api.model_folder import write_model_folder
 from twinpod.api.types import RLJob
 from twinpod.coordination.etcd import EtcdStore
 from twinpod.coordination.keys import Keys
-from twinpod.errors import EnvironmentFault, InputError, StaleEpoch, TwinpodError
+from twinpod.errors import EXIT_RETRY, EXIT_STALE, EXIT_STOPPED, EnvironmentFault, InputError, StaleEpoch, TwinpodError
 from twinpod.master import books_data
 from twinpod.master import books_read as read
 from twinpod.master.books import Books
@@ -56,7 +54,6 @@ from twinpod.telemetry.tensorboard import BoardFiles
 
 log = logging.getLogger("twinpod.master")
 
-EXIT_RETRY, EXIT_STALE, EXIT_STOPPED = 3, 4, 143
 LEAVE_SHARE = 0.75  # of the grace; what is left is for the end of everything else
 
 

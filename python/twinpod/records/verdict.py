@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-INPUT_ERROR = 2  # exit code that a restart cannot mend
+from twinpod.errors import EXIT_INPUT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +29,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """A verdict with its reason, one line."""
+    """A verdict with its reason, one line. `wrong_input`: it failed for what a person has to mend first."""
 
     verdict: Verdict
     reason: str
+    wrong_input: bool = False
 
 
 def decide(outcomes: Sequence[Outcome], master: str, restarts: int, most: int) -> Decision:
@@ -40,15 +41,15 @@ def decide(outcomes: Sequence[Outcome], master: str, restarts: int, most: int) -
     otherwise.
 
     A pod other than the master that ended well while the master runs is no reason for anything: the master will miss
-    it.
+    it. A wrong input is told first and never tried again, whichever pod found it: the others end because of it.
     """
     if any(outcome.pod == master and outcome.code == 0 for outcome in outcomes):
         return Decision(verdict=Verdict.SUCCEEDED, reason="")
+    if wrong := next((outcome for outcome in outcomes if outcome.code == EXIT_INPUT), None):
+        return Decision(verdict=Verdict.FAILED, reason=wrong.reason, wrong_input=True)
     failed = next((outcome for outcome in outcomes if outcome.code != 0), None)
     if failed is None:
         return Decision(verdict=Verdict.GOES_ON, reason="")
-    if failed.code == INPUT_ERROR:
-        return Decision(verdict=Verdict.FAILED, reason=failed.reason)
     if restarts >= most:
         return Decision(verdict=Verdict.FAILED, reason=f"{failed.reason}; all {most} restarts are used up")
     return Decision(verdict=Verdict.RESTARTS, reason=f"{failed.reason}; restart {restarts + 1} of {most}")

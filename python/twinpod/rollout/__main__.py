@@ -87,7 +87,7 @@ def main() -> int:
         job = load_job(environment)
         asyncio.run(work(environment, job.spec.hybrid.inference.max_running))
     except TwinpodError as error:
-        print(error, file=sys.stderr)
+        print(f"twinpod.rollout: {error.line()}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -221,11 +221,12 @@ class FakeCluster:
         """Somebody deletes the pod, and it is gone."""
         del self.pods[name]
 
-    def restart_sidecar(self, name: str) -> None:
-        """The kubelet starts the native sidecar again."""
+    def restart_sidecar(self, name: str, code: int = 137, *, message: str = "") -> None:
+        """The kubelet starts the native sidecar again; it ran out of memory unless `code` says otherwise."""
         status = self.pods[name]["status"]
         count = status.get("initContainerStatuses", [{"restartCount": 0}])[0]["restartCount"] + 1
-        last = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+        why = "OOMKilled" if code == 137 else "Error"
+        last = {"terminated": {"exitCode": code, "reason": why, "message": message}}
         status["initContainerStatuses"] = [
             {"name": "inference", "restartCount": count, "state": {"running": {}}, "lastState": last}
         ]

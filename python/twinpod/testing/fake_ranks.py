@@ -1,8 +1,8 @@
 """Ranks without Megatron: one process that talks to the training half as rank 0 does. `python -m
 twinpod.testing.fake_ranks`.
 
-A command's argument says what becomes of it: `die` ends the process, `hang` never ends it, `fail` reports an error;
-anything else is done, with the argument as detail.
+A command's argument says what becomes of it: `die` ends the process, `hang` never ends it, `fail` reports an error,
+`refuse` ends the process as a rank that finds the input wrong; anything else is done, with the argument as detail.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
+from twinpod.api import names
 from twinpod.rpc.channel import ask_blocking, blocking_channel
 from twinpod.rpc.v1 import half_pb2, half_pb2_grpc
 
@@ -29,6 +30,9 @@ def main() -> None:
             continue
         if command.argument == "die":
             sys.exit("twinpod: the test wants this rank dead")
+        if command.argument == "refuse":
+            (Path(os.environ["TWINPOD_RUN"]) / names.INPUT_ERROR_FILE).write_text("config.json: it is wrong")
+            sys.exit("twinpod: as torchrun, which does not hand on the rank's exit code")
         if command.argument == "hang":
             threading.Event().wait()
         error = "EngineFault: the test wants it to fail" if command.argument == "fail" else ""

@@ -171,6 +171,7 @@ class TrainingBench:
     def __init__(self, folder: Path, link: str, attempt: int = 1) -> None:
         self.news = News()
         variables = {"TWINPOD_LINK": link, "TWINPOD_ATTEMPT": str(attempt), "TWINPOD_TLS": str(folder / "tls")}
+        variables["TWINPOD_RUN"] = str(half_settings(folder).environment.run)
         ranks = module(FAKE_RANKS, folder, variables=variables)
         self.settings = TrainingSettings(half=half_settings(folder), ranks=ranks)
         self.offers = ShardOffers()

@@ -7,12 +7,13 @@ environment.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from twinpod.api.load import load_manifest
 from twinpod.api.model_folder import hf_config, write_model_folder
 from twinpod.api.pods import HybridSpec
 from twinpod.api.types import RLJob
-from twinpod.errors import EnvironmentFault, TwinpodError
+from twinpod.errors import EnvironmentFault, InputError, TwinpodError
 from twinpod.records.training import TrainSettings
 
 if TYPE_CHECKING:
@@ -162,18 +163,32 @@ def _load_other(rank: RankModel, folder: Path) -> None:
     log.info("weights of another job: %s, its iteration %d", folder, note.iteration)
 
 
+@contextlib.contextmanager
+def refusals_told(file: Path) -> Iterator[None]:
+    """Leaves the line of an InputError for the half, whole or not at all."""
+    try:
+        yield
+    except InputError as error:
+        part = file.with_name(f".{file.name}.{os.getpid()}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(error.line(), encoding="utf-8")
+        os.replace(part, file)
+        raise
+
+
 def main() -> int:
     """Exit 0 after EXIT, 2 for wrong input, 1 for the machine.
 
-    One line on stderr, no traceback, for what a person can mend.
+    One line on stderr, no traceback, for what a person can mend. Torchrun swallows the code: the half reads the file.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # why: see loop.py
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", message=NOISE)
     logging.getLogger("megatron").setLevel(logging.WARNING)
     try:
-        torchrun = Torchrun.read(os.environ)
-        run(read_environment(), torchrun)
+        environment = read_environment()
+        with refusals_told(environment.input_error_file):
+            run(environment, Torchrun.read(os.environ))
     except TwinpodError as error:
         print(f"twinpod.trainer: {error.line()}", file=sys.stderr)
         return error.exit_code
