@@ -146,14 +146,15 @@ def fresh_weights(job: RLJob, rank: RankModel) -> Callable[[], None]:
     """What fills the weights of a run without a snapshot of its own: the model's folder, another job's snapshot, or
     random numbers from the job's seed.
     """
+    from twinpod.trainer.optimizer import fill
     from twinpod.trainer.weights import load_folder, load_random
 
     folder, source = job.spec.model.folder, job.spec.model.from_snapshot
     if folder is None and source is not None:
         return lambda: _load_other(rank, Path(source.path))
     if folder is not None:
-        return lambda: load_folder(rank.parameters, rank.shape, rank.place, Path(folder))
-    return lambda: load_random(rank.parameters, rank.shape, rank.place, job.spec.seed)
+        return lambda: fill(rank.optimizer, lambda to: load_folder(to, rank.shape, rank.place, Path(folder)))
+    return lambda: fill(rank.optimizer, lambda to: load_random(to, rank.shape, rank.place, job.spec.seed))
 
 
 def _load_other(rank: RankModel, folder: Path) -> None:

@@ -13,7 +13,7 @@ import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,15 +29,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from twinpod.records.model_shape import ModelShape
-from twinpod.records.training import TrainSettings
 from twinpod.trainer import platform_cpu
 from twinpod.trainer.convert.plan import naming_of, plan_parts
 from twinpod.trainer.logps import OutputLayer
+from twinpod.trainer.optimizer import Optimizer
 from twinpod.trainer.place import Place, Sizes
 from twinpod.trainer.rope import config_of, inverse_frequencies
-
-if TYPE_CHECKING:
-    from twinpod.trainer.platform_gpu import GpuOptimizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -180,6 +177,7 @@ class RankModel:
     place: Place
     machine: Machine
     model: torch.nn.Module
+    optimizer: Optimizer
     chunk_bytes: int | None = None  # of logits at a time; None: what suits the device
 
     @property
@@ -197,11 +195,16 @@ def build_rank(shape: ModelShape, place: Place, machine: Machine) -> RankModel:
     with on_machine(machine):
         model: torch.nn.Module = build_model(shape, place, machine)
     mark_partitions(dict(model.named_parameters()), shape, place)
-    if not machine.is_cpu:
+    optimizer: Optimizer
+    if machine.is_cpu:
+        optimizer = platform_cpu.CpuOptimizer(model)
+    else:
         from twinpod.trainer import platform_gpu
 
-        model = platform_gpu.wrap(model, half=machine.dtype is torch.bfloat16)
-    return RankModel(shape=shape, place=place, machine=machine, model=model)
+        half = machine.dtype is torch.bfloat16
+        model = platform_gpu.wrap(model, half=half)
+        optimizer = platform_gpu.GpuOptimizer(model, half=half)
+    return RankModel(shape=shape, place=place, machine=machine, model=model, optimizer=optimizer)
 
 
 def hidden_of(rank: RankModel, model: torch.nn.Module, tokens_BL: Tensor, positions_BL: Tensor) -> Any:
@@ -224,7 +227,7 @@ def output_layer(rank: RankModel) -> OutputLayer:
         rows=min(max(rank.shape.vocab - first, 0), len(weight)),
         group=parallel_state.get_tensor_model_parallel_group() if rank.place.tp_size > 1 else None,
         sequence_parallel=model.config.sequence_parallel,
-        main_grad_WH=None if rank.machine.is_cpu else getattr(weight, "main_grad", None),
+        main_grad_WH=getattr(weight, "main_grad", None),
     )
 
 
@@ -243,22 +246,6 @@ def mark_partitions(parameters: Mapping[str, Tensor], shape: ModelShape, place: 
         if part.axis is not None and not getattr(parameter, "tensor_model_parallel", False):
             for name, value in (("tensor_model_parallel", True), ("partition_dim", part.axis), ("partition_stride", 1)):
                 setattr(parameter, name, value)
-
-
-def new_optimizer(rank: RankModel, settings: TrainSettings) -> platform_cpu.CpuOptimizer | GpuOptimizer:
-    """The optimizer of one iteration: AdamW without a past (paper.md section 5, reset at each iteration's start)."""
-    numbers: dict[str, Any] = {
-        "lr": settings.learning_rate,
-        "betas": settings.betas,
-        "eps": settings.eps,
-        "weight_decay": settings.weight_decay,
-        "clip": settings.clip_grad,
-    }
-    if rank.machine.is_cpu:
-        return platform_cpu.CpuOptimizer(rank.model, **numbers)
-    from twinpod.trainer import platform_gpu
-
-    return platform_gpu.GpuOptimizer(rank.model, half=rank.machine.dtype is torch.bfloat16, **numbers)
 
 
 ForwardStep = Callable[[Iterator[Any], torch.nn.Module], tuple[Tensor, Callable[[Tensor], tuple[Tensor, Any]]]]

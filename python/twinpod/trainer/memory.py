@@ -1,7 +1,7 @@
 """Giving a rank's accelerator memory away and taking it back (design.md 8.3).
 
-`Memory` is the port of the loop; `RankMemory` its one implementation. On a GPU the parameters go to host memory and
-the gradient buffers are dropped; on a CPU, by setting, the very same code moves the parameters to other host memory
+`Memory` is the port of the loop; `RankMemory` its one implementation. On a GPU parameters and main weights go to host
+memory and the gradient buffers are dropped; on a CPU, by setting, the very same code moves them to other host memory
 and leaves their place empty, so that the way there and back is exercised everywhere and a use of offloaded state
 fails loudly.
 """
@@ -31,7 +31,10 @@ class Memory(Protocol):
 
 
 class RankMemory:
-    """Parameters of one rank, here or away. `enabled` False (a CPU without `offload: true`): both moves do nothing."""
+    """Parameters and main weights of one rank, here or away.
+
+    `enabled` False (a CPU without `offload: true`): both moves do nothing.
+    """
 
     def __init__(self, rank: RankModel, *, enabled: bool) -> None:
         self._rank, self._enabled = rank, enabled
@@ -45,11 +48,11 @@ class RankMemory:
         """
         if self._enabled and not self._away:
             on_gpu = not self._rank.machine.is_cpu
-            for name, parameter in self._rank.parameters.items():
-                home = torch.empty(parameter.shape, dtype=parameter.dtype, pin_memory=on_gpu)
-                home.copy_(parameter.detach())
+            self._rank.optimizer.drop_gradients()
+            for name, tensor in held_tensors(self._rank).items():
+                home = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+                home.copy_(tensor.detach())
                 self._away[name] = home
-                parameter.grad = None
             self._release()
         return observed_bytes(self._rank)
 
@@ -58,8 +61,8 @@ class RankMemory:
         if not self._away:
             return
         self._restore()
-        for name, parameter in self._rank.parameters.items():
-            parameter.detach().copy_(self._away[name])
+        for name, tensor in held_tensors(self._rank).items():
+            tensor.detach().copy_(self._away[name])
         self._away.clear()
 
     def require(self) -> None:
@@ -69,7 +72,7 @@ class RankMemory:
 
     def _release(self) -> None:
         """Give the storages back; views into them (Megatron's flat buffers) stay valid tensors."""
-        storages = {name: parameter.untyped_storage() for name, parameter in self._rank.parameters.items()}
+        storages = {name: tensor.untyped_storage() for name, tensor in held_tensors(self._rank).items()}
         self._sizes = {name: storage.nbytes() for name, storage in storages.items()}
         for storage in storages.values():
             storage.resize_(0)
@@ -79,8 +82,8 @@ class RankMemory:
             platform_gpu.release(self._rank.model)
 
     def _restore(self) -> None:
-        for name, parameter in self._rank.parameters.items():
-            storage = parameter.untyped_storage()
+        for name, tensor in held_tensors(self._rank).items():
+            storage = tensor.untyped_storage()
             if storage.size() == 0:  # not yet grown back through another view of the same buffer
                 storage.resize_(self._sizes[name])
         if not self._rank.machine.is_cpu:
@@ -89,8 +92,13 @@ class RankMemory:
             platform_gpu.restore(self._rank.model)
 
 
+def held_tensors(rank: RankModel) -> dict[str, Tensor]:
+    """What a rank keeps between iterations."""
+    return rank.parameters | {f"main {name}": tensor for name, tensor in rank.optimizer.main_tensors().items()}
+
+
 def observed_bytes(rank: RankModel) -> int:
-    """Bytes that this process holds on the accelerator now; on a CPU, bytes of the parameters that are in place."""
+    """Bytes that this process holds on the accelerator now; on a CPU, bytes of the tensors that are in place."""
     if rank.machine.is_cpu:
-        return sum(parameter.untyped_storage().nbytes() for parameter in rank.parameters.values())
+        return sum(tensor.untyped_storage().nbytes() for tensor in held_tensors(rank).values())
     return int(torch.cuda.memory_reserved(rank.machine.device))

@@ -17,7 +17,7 @@ GPU:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,8 @@ from megatron.core.transformer.module import param_is_not_shared
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.overrides import TorchFunctionMode
+
+from twinpod.records.training import TrainSettings
 
 CPU = torch.device("cpu")
 
@@ -102,45 +104,104 @@ def install() -> None:
 
 
 class CpuOptimizer:
-    """Plain AdamW over a rank's parameters, with Megatron's gradient sums and its clip (places 5).
+    """Plain AdamW over a rank's weights, with Megatron's gradient sums and its clip (place 5); see `Optimizer`.
 
-    `step` returns the norm of the gradient before clipping, over all ranks.
+    In bfloat16 gradients are summed over micro-batches in float32, as Megatron's DDP does (`main_grad`).
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        clip: float,
-    ) -> None:
-        self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._model, self._clip = model, clip
-        decayed, plain = split_decay(self._named)
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._model = model
+        half = any(parameter.dtype is not torch.float32 for parameter in self._named.values())
+        self._main = {name: parameter.detach().float() for name, parameter in self._named.items()} if half else {}
+        self._adamw: torch.optim.AdamW | None = None
+        self._clip = 0.0
+        for parameter in self._named.values() if half else ():
+            parameter.register_post_accumulate_grad_hook(_sum_in_float32)
+
+    def begin(self, settings: TrainSettings) -> None:
+        """See Optimizer."""
+        self._clip = settings.clip_grad
+        decayed, plain = split_decay(list((self._main or self._named).items()))
         self._adamw = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=lr,
-            betas=betas,
-            eps=eps,
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
         )
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the step before."""
-        self._adamw.zero_grad(set_to_none=True)
+        """See Optimizer."""
+        for name, parameter in self._named.items():
+            parameter.grad = None
+            if self._main:
+                parameter.main_grad = torch.zeros_like(self._main[name])
 
     def step(self) -> float:
-        """Sum gradients over ranks, clip, update."""
+        """See Optimizer."""
+        assert self._adamw is not None, "begin first"
         sum_gradients(self._model, self._named)
-        norm = gradient_norm([parameter for _, parameter in self._named])
-        if self._clip > 0 and norm > self._clip:
-            for _, parameter in self._named:
-                assert parameter.grad is not None
-                parameter.grad.mul_(self._clip / (norm + 1.0e-6))
+        norm = gradient_norm(self._named.values())
+        if not math.isfinite(norm):
+            return norm
+        if 0 < self._clip < norm:
+            for parameter in self._named.values():
+                gradient_of(parameter).mul_(self._clip / (norm + 1.0e-6))
+        for name, main in self._main.items():
+            main.grad = gradient_of(self._named[name])
         self._adamw.step()
+        self._round()
         return norm
+
+    def end(self) -> None:
+        """See Optimizer."""
+        self._adamw = None
+
+    def drop_gradients(self) -> None:
+        """See Optimizer."""
+        for tensor in (*self._named.values(), *self._main.values()):
+            tensor.grad = None
+            tensor.main_grad = None
+
+    def main_tensors(self) -> Mapping[str, Tensor]:
+        """See Optimizer."""
+        return self._main
+
+    def blank(self) -> Mapping[str, Tensor]:
+        """See Optimizer."""
+        return self._main or self._named
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """See Optimizer."""
+        for name, tensor in self.blank().items():
+            if tensor is not weights[name]:
+                tensor.detach().copy_(weights[name])
+        self._round()
+
+    def gather(self) -> Mapping[str, Tensor]:
+        """See Optimizer."""
+        return self._main or self._named
+
+    def _round(self) -> None:
+        for name, main in self._main.items():
+            self._named[name].detach().copy_(main)
+
+
+def _sum_in_float32(parameter: Tensor) -> None:
+    """Called by autograd with each micro-batch's gradient; None of an output layer, which adds to the sum itself."""
+    if parameter.grad is not None:
+        parameter.main_grad.add_(parameter.grad)
+        parameter.grad = None
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """The summed gradient; zeros where nothing reached the parameter."""
+    found = getattr(parameter, "main_grad", None)
+    if found is None:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        found = parameter.grad
+    return found
 
 
 def split_decay(named: Sequence[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
@@ -148,39 +209,33 @@ def split_decay(named: Sequence[tuple[str, Tensor]]) -> tuple[list[Tensor], list
     return [p for _, p in named if p.ndim > 1], [p for _, p in named if p.ndim <= 1]
 
 
-def sum_gradients(model: torch.nn.Module, named: Sequence[tuple[str, Tensor]]) -> None:
+def sum_gradients(model: torch.nn.Module, named: Mapping[str, Tensor]) -> None:
     """The sums of `finalize_model_grads`.
 
     Over data-parallel ranks; of head norms over tensor-parallel ranks; of a tied embedding over the pipeline's ends.
     """
-    for _, parameter in named:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    _all_reduce([p.grad for _, p in named], parallel_state.get_data_parallel_group())
-    head_norms = [p.grad for name, p in named if "q_layernorm" in name or "k_layernorm" in name]
+    _all_reduce([gradient_of(p) for p in named.values()], parallel_state.get_data_parallel_group())
+    head_norms = [gradient_of(p) for name, p in named.items() if "q_layernorm" in name or "k_layernorm" in name]
     _all_reduce(head_norms, parallel_state.get_tensor_model_parallel_group())
     if getattr(model, "share_embeddings_and_output_weights", False) and parallel_state.is_rank_in_embedding_group():
-        shared = model.shared_embedding_or_output_weight()
-        _all_reduce([shared.grad], parallel_state.get_embedding_group())
+        _all_reduce([gradient_of(model.shared_embedding_or_output_weight())], parallel_state.get_embedding_group())
 
 
-def _all_reduce(gradients: Sequence[Tensor | None], group: dist.ProcessGroup) -> None:
+def _all_reduce(gradients: Sequence[Tensor], group: dist.ProcessGroup) -> None:
     """Sum over `group`, as one message."""
-    present = [gradient for gradient in gradients if gradient is not None]
-    if group.size() == 1 or not present:
+    if group.size() == 1 or not gradients:
         return
-    flat = _flatten_dense_tensors(present)
+    flat = _flatten_dense_tensors(gradients)
     dist.all_reduce(flat, group=group)
-    for gradient, summed in zip(present, _unflatten_dense_tensors(flat, present), strict=True):
+    for gradient, summed in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
         gradient.copy_(summed)
 
 
-def gradient_norm(parameters: Sequence[Tensor]) -> float:
+def gradient_norm(parameters: Iterable[Tensor]) -> float:
     """2-norm over the whole model: shared and replicated parameters count once (optimizer/clip_grads.py)."""
     squares = torch.zeros((), dtype=torch.float64)
     for parameter in parameters:
-        counted = param_is_not_shared(parameter) and tensor_parallel.param_is_not_tensor_parallel_duplicate(parameter)
-        if counted and parameter.grad is not None:
-            squares += parameter.grad.double().square().sum()
+        if param_is_not_shared(parameter) and tensor_parallel.param_is_not_tensor_parallel_duplicate(parameter):
+            squares += gradient_of(parameter).double().square().sum()
     dist.all_reduce(squares, group=parallel_state.get_model_parallel_group())
     return math.sqrt(float(squares))

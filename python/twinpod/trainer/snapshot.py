@@ -1,9 +1,11 @@
 """Durable resume state: the weights, the iteration and the version, by torch.distributed.checkpoint (DCP).
 
 Tensors are kept under their Hugging Face names as parts of global tensors, so a snapshot of one layout is resumed in
-any other. DCP's `CheckpointableTensor` (torch 2.14, distributed/checkpoint/protocol.py) is four attributes on a plain
-tensor; no DTensor is needed. There is no optimizer in it: each iteration starts with a new one (paper.md section 5).
-There is no random state either: after the first weights nothing in a trainer draws random numbers (dropout is 0).
+any other. They are the main weights: float32, also of a run in bfloat16, so that a resume goes on as if it had never
+stopped; an older snapshot that holds bfloat16 is read as it is. DCP's `CheckpointableTensor` (torch 2.14,
+distributed/checkpoint/protocol.py) is four attributes on a plain tensor; no DTensor is needed. There is no moment of
+the optimizer in it: each iteration starts without a past (paper.md section 5). There is no random state either: after
+the first weights nothing in a trainer draws random numbers (dropout is 0).
 
 The folder is written beside its final name and renamed into place: it exists whole or not at all.
 """
@@ -26,6 +28,7 @@ from twinpod.trainer.convert.layout import Part
 from twinpod.trainer.convert.plan import naming_of, plan_parts
 from twinpod.trainer.folders import begin_folder, finish_folder, partial_name
 from twinpod.trainer.megatron import RankModel
+from twinpod.trainer.optimizer import Weights, fill
 from twinpod.trainer.wire import Control
 
 NOTE = "snapshot.json"
@@ -44,9 +47,10 @@ def save_snapshot(rank: RankModel, control: Control, folder: Path, *, iteration:
     parts = plan_parts(rank.shape, rank.place, naming_of(rank.parameters))
     owned = [part for part in parts if part.owned and rank.place.dp_rank == 0]
     state: dict[str, Tensor] = {}
+    weights = rank.optimizer.gather()
     for part in owned:
-        state[part.name] = _shard(part, rank.machine.dtype)
-        export_part(rank.parameters, part, state[part.name])
+        state[part.name] = _shard(part, weights[part.source].dtype)
+        export_part(weights, part, state[part.name])
     leader = control.rank == 0
     control.together(str(folder), partial(begin_folder, folder) if leader else None)
     try:
@@ -82,7 +86,6 @@ def load_snapshot(rank: RankModel, folder: Path) -> SnapshotNote:
     """Fill this rank's parameters, whatever layout wrote the folder. Collective over all ranks."""
     note = read_note(folder)
     parts = plan_parts(rank.shape, rank.place, naming_of(rank.parameters))
-    state = {part.name: _shard(part, rank.machine.dtype) for part in parts}
     saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     for part in parts:
         found = tuple(getattr(saved.get(part.name), "size", ()))
@@ -92,12 +95,16 @@ def load_snapshot(rank: RankModel, folder: Path) -> SnapshotNote:
                 where=str(folder),
                 mend="resume with the model of that run",
             )
+    state = {part.name: _shard(part, saved[part.name].properties.dtype) for part in parts}
     dcp.load(state, storage_reader=dcp.FileSystemReader(folder))
-    with torch.no_grad():
-        for parameter in rank.parameters.values():
-            parameter.zero_()
+
+    def read(weights: Weights) -> None:
+        for tensor in weights.values():
+            tensor.detach().zero_()
         for part in parts:
-            import_local(rank.parameters, part, state[part.name])
+            import_local(weights, part, state[part.name])
+
+    fill(rank.optimizer, read)
     return note
 
 

@@ -4,7 +4,7 @@
 2. Reference pass: log-probs of all samples under the weights as they are now. They are the reference of the whole
    iteration, and they show the *weights gap*: on on-policy tokens the engine must have had the same log-probs
    (design.md 8.11).
-3. A new optimizer, then `steps` times: loss over all samples, one update.
+3. AdamW without a past, then `steps` times: loss over all samples, one update.
 4. Statistics, the same on every rank.
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,18 +25,9 @@ from torch import Tensor
 from twinpod.records.training import Batch, TrainSettings, TrainStats
 from twinpod.trainer.logps import token_logps
 from twinpod.trainer.loss import check_mask, mean_or_nan, policy_loss, weights_gap
-from twinpod.trainer.megatron import RankModel, hidden_of, new_optimizer, output_layer, run_schedule
+from twinpod.trainer.megatron import RankModel, hidden_of, output_layer, run_schedule
+from twinpod.trainer.optimizer import Optimizer
 from twinpod.trainer.packing import MicroBatch, pack
-
-
-class Optimizer(Protocol):
-    """What an iteration asks of an optimizer; `platform_cpu` and `platform_gpu` have one each."""
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-
-    def step(self) -> float:
-        """Update the weights; returns the gradient norm before clipping."""
 
 
 @dataclass(slots=True)
@@ -98,13 +89,14 @@ def train_iteration(rank: RankModel, batch: Batch, settings: TrainSettings) -> T
     reference = reference_pass(iteration).over_ranks(rank)
     referenced = time.perf_counter()
 
-    optimizer = new_optimizer(rank, settings)
+    rank.optimizer.begin(settings)
     losses, norms = [], []
     last = Tally()
     for _ in range(settings.steps):
-        last, norm = optimizer_step(iteration, optimizer)
+        last, norm = optimizer_step(iteration, rank.optimizer)
         losses.append(last.loss)
         norms.append(norm)
+    rank.optimizer.end()
     last = last.over_ranks(rank)
     return TrainStats(
         iteration=batch.iteration,
