@@ -107,9 +107,9 @@ def distributed_optimizer(machine: Any) -> dict[str, Any]:
     import torch
     from megatron.core import parallel_state
 
+    from twinpod.records.model_shape import shape_from_huggingface
     from twinpod.trainer import megatron, platform_cpu, platform_gpu
     from twinpod.trainer.optimizer import fill
-    from twinpod.trainer.shape import shape_from_huggingface
     from twinpod.trainer.step import train_iteration
     from twinpod.trainer.weights import load_random
 
@@ -155,9 +155,9 @@ def distributed_optimizer(machine: Any) -> dict[str, Any]:
 
 def new_rank(place: Any, machine: Any) -> Any:
     """A rank with the random weights of the test, the same in either precision."""
+    from twinpod.records.model_shape import shape_from_huggingface
     from twinpod.trainer.megatron import build_rank
     from twinpod.trainer.optimizer import fill
-    from twinpod.trainer.shape import shape_from_huggingface
     from twinpod.trainer.weights import load_random
 
     rank = build_rank(shape_from_huggingface(CONFIG), place, machine)
@@ -324,7 +324,9 @@ def test_a_snapshot_without_main_weights_gives_them_from_its_weights(base: Path)
 def test_megatrons_distributed_optimizer_keeps_its_main_weights_and_does_what_the_cpu_does(base: Path) -> None:
     found = [json.loads(path.read_text()) for path in sorted(base.glob("distributed-*.json"))]
     assert len(found) == 3
-    assert [one["share"] for one in found] == pytest.approx([1.0, 0.5, 0.5], abs=0.1), "divided over data-parallel ranks"
+    assert [one["share"] for one in found] == pytest.approx([1.0, 0.5, 0.5], abs=0.1), (
+        "divided over data-parallel ranks"
+    )
     for one in found:
         assert one["norms"][0] == pytest.approx(one["norms"][1], rel=1e-3)
         assert one["moved"] > 1e-4
