@@ -538,6 +538,18 @@ BAD: tuple[Bad, ...] = (
         ),
     ),
     bad(
+        "spec.reward.timeoutSeconds",
+        0,
+        "spec.reward.timeoutSeconds: is 0; must be at least 1",
+        "spec.reward.timeoutSeconds: Invalid value: 0: spec.reward.timeoutSeconds in body should be greater than or",
+    ),
+    bad(
+        "spec.reward.processes",
+        257,
+        "spec.reward.processes: is 257; must be at most 256",
+        "spec.reward.processes: Invalid value: 257: spec.reward.processes in body should be less than or equal to 256",
+    ),
+    bad(
         "spec.storage",
         {"snapshots": {"url": "s3://bucket/x"}},
         (

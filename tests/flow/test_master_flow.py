@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from twinpod.coordination.keys import VersionNote
-from twinpod.errors import EngineFault, IntegrityError, WeightsGapError
+from twinpod.errors import EngineFault, InputError, IntegrityError, WeightsGapError
+from twinpod.master.__main__ import exit_code
 from twinpod.master.inspect import inspect, to_json
+from twinpod.master.judges import Lost
 from twinpod.records import codec
 from twinpod.records.life import Verb
+from twinpod.records.rollout import Prompt
+from twinpod.reward.port import Verdict, masked
 from twinpod.testing.fakes_master import Plug, PowerCut, World
-from twinpod.testing.small_run import settings
+from twinpod.testing.small_run import LengthReward, settings
 
 
 async def test_three_iterations_run_to_success_and_the_books_tell_them(tmp_path: Path) -> None:
@@ -234,6 +238,61 @@ async def test_engines_that_refuse_everything_end_the_phase(tmp_path: Path) -> N
     async with asyncio.timeout(30):
         with pytest.raises(EngineFault, match=r"all \d+ work items failed, the last one so: refused"):
             await world.run()
+
+
+class Broken:
+    """A reward that fails for all answers."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def score(self, prompt: Prompt, answer_text: str) -> Verdict:
+        self.asked += 1
+        return masked(f"r: answer {self.asked} cannot be judged")
+
+
+async def test_a_run_of_which_no_answer_can_be_scored_ends_with_the_first_reason_and_keeps_them(tmp_path: Path) -> None:
+    world = World(tmp_path, sampling=replace(settings().sampling, segment_tokens=6))
+    world.reward = Broken()
+    with pytest.raises(
+        InputError, match=r"^reward: not one of \d+ answers could be scored; the first: r: answer \d+ cannot be judged"
+    ) as caught:
+        await world.run()
+    assert exit_code(caught.value) == 2, "no restart mends it"
+    failed = inspect(tmp_path)
+    assert (failed.iterations_committed, failed.prompts_trained) == (0, 0)
+    world.reward = LengthReward()
+    await world.run()
+    report = inspect(tmp_path)
+    assert report.iterations_committed == 3
+    assert "groups_dropped_masked" not in {one.name for one in report.counters}
+    assert report.versions[0].tokens == failed.versions[0].tokens, "what was generated is judged, not made again"
+    assert_sound(world, tmp_path)
+
+
+class LateNowAndThen:
+    """A scorer whose process is ended in every fourth case."""
+
+    at_once = 3
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def score(self, prompt: Prompt, answer: str) -> Verdict:
+        self.asked += 1
+        if self.asked % 4 == 0:
+            raise Lost("reward: no answer within 1 s", late=self.asked % 8 == 0)
+        return Verdict(reward=self.asked % 2, correct=False)
+
+
+async def test_answers_whose_judge_was_ended_are_left_out_and_counted(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.scorer = LateNowAndThen()
+    await world.run()
+    counts = {one.name: one.count for one in inspect(tmp_path).counters}
+    assert counts["judges_late"] >= 1
+    assert counts["judges_late"] + counts["judges_ended"] == counts["trajectories_masked"]
+    assert_sound(world, tmp_path)
 
 
 def assert_sound(world: World, folder: Path) -> None:

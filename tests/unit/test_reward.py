@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from twinpod.api.types import RewardSpec
@@ -11,7 +15,7 @@ from twinpod.errors import InputError
 from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Prompt
 from twinpod.reward.choose import choose
-from twinpod.reward.port import RewardPort, Verdict
+from twinpod.reward.port import RewardPort, Verdict, verdict_of
 from twinpod.reward.prefix import prefix_share
 
 
@@ -94,6 +98,61 @@ def verdict(prompt: Prompt, text: str) -> Verdict:
     return Verdict(reward=0.5, correct=True)
 
 
+class Unspeakable:
+    """What cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+
+COERCED = [
+    (Verdict(reward=np.float32(1), correct=np.bool_(True)), (1.0, True)),
+    (Verdict(reward=np.float64(0.5), correct=np.int64(0)), (0.5, False)),
+    (np.float16(0.5), (0.5, False)),
+    (np.int32(2), (2.0, True)),
+    (np.array(0.25), (0.25, False)),
+    (Fraction(1, 2), (0.5, False)),
+    (True, (1.0, True)),
+    (0, (0.0, False)),
+    (Verdict(reward=-3, correct=None), (-3.0, False)),  # type: ignore[arg-type]
+]
+MASKED = [
+    ("1", "answered '1', which is no number"),
+    (None, "answered None, which is no number"),
+    (b"1", "answered b'1', which is no number"),
+    (math.nan, "answered nan"),
+    (-math.inf, "answered -inf"),
+    (np.float32("nan"), "answered nan"),
+    ([1.0], r"answered \[1.0\], which is no number"),
+    (10**400, "which is no number"),
+    (Verdict(reward="1", correct=True), "answered '1', which is no number"),  # type: ignore[arg-type]
+    (Verdict(reward=1.0, correct="no"), "says that the answer is right: 'no'; that is neither true nor false"),  # type: ignore[arg-type]
+    (Verdict(reward=1.0, correct=2), "says that the answer is right: 2"),  # type: ignore[arg-type]
+    (Verdict(reward=1.0, correct=True, error=KeyError("x")), "KeyError|'x'"),  # type: ignore[arg-type]
+    (Verdict(reward=1.0, correct=True, error="y" * 100_000), "y{1000}$"),
+]
+
+
+@pytest.mark.parametrize(("answer", "seen"), COERCED)
+def test_numbers_and_truths_of_any_kind_count_and_are_python_s_own_afterwards(answer, seen):
+    got = verdict_of(answer, "r")
+    assert (got.reward, got.correct, got.error) == (*seen, "")
+    assert (type(got.reward), type(got.correct)) == (float, bool)
+
+
+@pytest.mark.parametrize(("answer", "why"), MASKED)
+def test_what_is_no_number_masks_the_sample_with_its_reason(answer, why):
+    got = verdict_of(answer, "r")
+    assert re.search(why, got.error)
+    assert not got.correct
+    assert len(got.error) <= 1000
+    json.dumps([got.reward, got.correct, got.error])
+
+
+def unspeakable(prompt: Prompt, text: str) -> object:
+    return Unspeakable()
+
+
 def entry(name: str) -> RewardPort:
     return choose(RewardSpec(kind="entryPoint", target=f"{__name__}:{name}"), None)
 
@@ -106,6 +165,7 @@ def test_an_entry_point_answers_a_number_or_a_verdict(monkeypatch, request):
     assert entry("short").score(prompt("x"), "") == Verdict(reward=1.0, correct=True)
     assert entry("verdict").score(prompt("x"), "") == Verdict(reward=0.5, correct=True)
     assert "KeyError" in entry("broken").score(prompt("x"), "ab").error
+    assert "ValueError: no" in entry("unspeakable").score(prompt("x"), "ab").error
 
 
 REFUSED = [

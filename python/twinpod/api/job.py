@@ -250,6 +250,10 @@ class RewardSpec(Part):
     """Correct prefix's share, exact match, the data set's own score, or a function."""
     target: EntryPointName | None = None
     """The function, for kind entryPoint."""
+    timeout_seconds: Positive = 60
+    """Seconds for an answer with kinds dataset and entryPoint; one that takes longer has no verdict and is left out."""
+    processes: Annotated[int, Field(strict=True, ge=1, le=256)] = 4
+    """Answers that kinds dataset and entryPoint judge at once, each in a process of its own in the master's pod."""
 
 
 class StateVolume(Part):

@@ -6,20 +6,25 @@ takes part, so that the number proves the folder. Prints {"exactMatch": ..., "pr
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 from twinpod.api.load import load_manifest
+from twinpod.api.types import JobSpec
 from twinpod.master.books_data import begun_with
 from twinpod.master.books_read import open_read_only
+from twinpod.master.judges import Lost, open_scorer
 from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Prompt
-from twinpod.reward.choose import choose
-from twinpod.sampling.datasets import GymVerifier, open_dataset
+from twinpod.sampling.datasets import open_dataset
 from twinpod.sampling.tokens import Tokenizer, fill
 
 BATCH = 64
@@ -35,7 +40,6 @@ def main(job_file: Path, folder: Path, books: Path) -> dict[str, float]:
     dataset = open_dataset(job.spec.dataset, job.spec.seed)
     with contextlib.closing(open_read_only(books)) as db:
         parts = dataset.parts(begun_with(db))
-    reward = choose(job.spec.reward, GymVerifier(dataset.source, dataset.keys(parts)) if dataset.source else None)
     tokenizer, reading = AutoTokenizer.from_pretrained(folder), Tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     by_length: dict[int, list[tuple[Prompt, list[int]]]] = defaultdict(list)  # equal lengths need no padding
@@ -45,15 +49,29 @@ def main(job_file: Path, folder: Path, books: Path) -> dict[str, float]:
         ids = reading.opened(plain) if job.spec.dataset.add_special_tokens else plain
         prompt = Prompt(prompt_id=-1 - number, text=text, answer=item.answer, difficulty=item.difficulty, tokens=ids)
         by_length[len(ids)].append((prompt, list(ids)))
-    right = 0
+    answered: list[tuple[Prompt, str]] = []
     for entries in by_length.values():
         for start in range(0, len(entries), BATCH):
             part = entries[start : start + BATCH]
             answers = _answers(model, reading, [ids for _, ids in part], job.spec.rollout.max_tokens)
-            verdicts = [reward.score(prompt, answer) for (prompt, _), answer in zip(part, answers, strict=True)]
-            right += sum(verdict.correct and not verdict.error for verdict in verdicts)
-    total = len(parts.held_out)
-    return {"exactMatch": right / total if total else float("nan"), "prompts": total}
+            answered += [(prompt, answer) for (prompt, _), answer in zip(part, answers, strict=True)]
+    right = asyncio.run(_right(job.spec, dataset.keys(parts), answered))
+    return {"exactMatch": right / len(answered) if answered else float("nan"), "prompts": len(answered)}
+
+
+async def _right(job: JobSpec, keys: Mapping[int, int], answered: Sequence[tuple[Prompt, str]]) -> int:
+    """How many answers the job's reward calls wholly right; one that it cannot judge is not."""
+    async with AsyncExitStack() as stack:
+        scorer = await open_scorer(job, keys, stack.enter_context(ThreadPoolExecutor(1)), stack)
+
+        async def one(prompt: Prompt, answer: str) -> bool:
+            try:
+                verdict = await scorer.score(prompt, answer)
+            except Lost:
+                return False
+            return verdict.correct and not verdict.error
+
+        return sum(await asyncio.gather(*(one(*pair) for pair in answered)))
 
 
 def _answers(model: Any, reading: Tokenizer, rows: list[list[int]], most: int) -> list[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from twinpod.api.model_folder import write_model_folder
 from twinpod.api.types import RLJob
-from twinpod.reward.choose import choose
-from twinpod.sampling.datasets import GymVerifier, open_dataset
+from twinpod.master.judge_process import JudgeProcess, JudgeSetup
+from twinpod.sampling.datasets import open_dataset
 from twinpod.sampling.tokens import Tokenizer, build_prompts
 
 
@@ -20,4 +20,11 @@ def check_inputs(job: RLJob) -> None:
         data = job.spec.dataset
         dataset = open_dataset(data, job.spec.seed)
         build_prompts(dataset, data.template, tokenizer, special=data.add_special_tokens)
-        choose(job.spec.reward, GymVerifier(dataset.source, {}) if dataset.source else None)
+    check_reward(job)
+
+
+def check_reward(job: RLJob) -> None:
+    """Opens the reward as the master does; one that hangs, or ends its process, is an error here."""
+    setup = JudgeSetup(reward=job.spec.reward, dataset=job.spec.dataset, seed=job.spec.seed)
+    if setup.apart:
+        JudgeProcess(setup).close()

@@ -35,6 +35,7 @@ from twinpod.master.conductor import Conductor, Parts
 from twinpod.master.dispatcher import Dispatcher
 from twinpod.master.halves import Halves
 from twinpod.master.health import Health
+from twinpod.master.judges import open_scorer
 from twinpod.master.progress import Reporter
 from twinpod.master.prompts import PromptSource
 from twinpod.master.registry import Registry
@@ -44,9 +45,8 @@ from twinpod.master.settings import identity_of, settings_of
 from twinpod.master.sinks import AsyncBooks
 from twinpod.master.takeover import leave_when_superseded, take_books
 from twinpod.master.worker_group import WorkerGroup
-from twinpod.reward.choose import choose
 from twinpod.rpc.channel import listening_host, serve
-from twinpod.sampling.datasets import GymVerifier, open_dataset
+from twinpod.sampling.datasets import open_dataset
 from twinpod.sampling.tokens import Tokenizer, build_prompts, divide
 from twinpod.telemetry import log as logs
 from twinpod.telemetry.prometheus import exposition
@@ -75,10 +75,11 @@ async def run(job: RLJob, environment: Environment) -> int:
     data = job.spec.dataset
     everything = build_prompts(dataset, data.template, tokenizer, special=data.add_special_tokens)
     keys: dict[int, int] = {}
-    reward = choose(job.spec.reward, GymVerifier(dataset.source, keys) if dataset.source else None)
     settings = settings_of(job, tokenizer.stop_ids)
     host = listening_host(environment.address)
     async with AsyncExitStack() as stack:
+        thread = stack.enter_context(ThreadPoolExecutor(1, "judge"))
+        scorer = await open_scorer(job.spec, keys, thread, stack)
         store = EtcdStore(environment.etcd, environment.etcd_tls)
         stack.push_async_callback(store.close)
         registry = Registry(store, Keys(namespace=environment.namespace, job_uid=environment.job_uid), asyncio.sleep)
@@ -92,9 +93,7 @@ async def run(job: RLJob, environment: Environment) -> int:
         prompts, held_out = divide(everything, parts)
         keys.update(dataset.keys(parts))
         async_books = AsyncBooks(books, stack.enter_context(ThreadPoolExecutor(1, "books")))
-        judge = Judge(
-            reward, tokenizer.decode, settings.repeat_penalty, stack.enter_context(ThreadPoolExecutor(1, "judge"))
-        )
+        judge = Judge(scorer, tokenizer.decode, settings.repeat_penalty, thread)
         halves = Halves(lambda address: GrpcHalf(address, environment.tls), asyncio.sleep, time.monotonic)
         dispatcher = Dispatcher(time.monotonic)
         workers = WorkerGroup(registry, halves, asyncio.sleep, replicas=settings.hybrid_replicas, lost=dispatcher.lose)
@@ -215,4 +214,4 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     code = main()
     logging.shutdown()
-    os._exit(code)  # a judge's thread that hangs must not keep a finished master alive
+    os._exit(code)  # a thread that hangs must not keep a finished master alive

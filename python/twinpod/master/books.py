@@ -14,6 +14,7 @@ event loop. Reading is in `books_read`, the tables and their constraints in `boo
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class Scored:
     reward: float | None
     correct: bool  # wholly right
     masked: str
+    lost: str = ""  # masked because its judge was "late", or had "ended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +207,7 @@ class Books:
             _count(db, "segments_refused", refused)
         return Stored(accepted=tuple(accepted), repeats=repeats, refused=refused)
 
-    def score(self, verdicts: Iterable[Scored]) -> None:
+    def score(self, verdicts: Sequence[Scored]) -> None:
         """Write verdicts on terminal trajectories."""
         with self._transaction() as db:
             rows = [(verdict.reward, verdict.correct, verdict.masked, verdict.trajectory_id) for verdict in verdicts]
@@ -214,6 +216,8 @@ class Books:
                 rows,
             )
             _count(db, "trajectories_masked", sum(bool(row[2]) for row in rows))
+            for how, number in Counter(verdict.lost for verdict in verdicts if verdict.lost).items():
+                _count(db, f"judges_{how}", number)
 
     def drop(self, group_ids: Sequence[int], reason: str) -> None:
         """Give groups up, counted as `groups_dropped_<reason>`.

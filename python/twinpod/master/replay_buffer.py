@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from twinpod.errors import InputError
 from twinpod.master import books_read as read
 from twinpod.master.books import Books
 from twinpod.master.work_buffer import Ended, WorkBuffer
 from twinpod.records.rollout import GroupState
-from twinpod.replay.policy import choose, complete, too_old, usable
+from twinpod.replay.policy import Held, choose, complete, too_old, usable
 
 
 def retire(books: Books, iteration: int, most: int) -> None:
@@ -39,9 +42,35 @@ def lay_out(books: Books, buffer: WorkBuffer, iteration: int) -> None:
 
 
 def pick(books: Books, wanted: int) -> tuple[int, ...]:
-    """The groups that make the batch of the phase that is over."""
+    """The groups that make the batch of the phase that is over.
+
+    InputError when there is none because not one answer could be scored: the reward is wrong, or has nobody to ask.
+    """
+    held = read.held(books.connection)
+    chosen = choose(held, wanted)
+    unusable = [one for one in held if complete(one) and not usable(one)]
+    if unusable and not chosen and not any(one.scored for one in unusable):
+        raise _nothing_scored(books, unusable)
     _drop_unusable(books)
-    return choose(read.held(books.connection), wanted)
+    return chosen
+
+
+def _nothing_scored(books: Books, groups: Sequence[Held]) -> InputError:
+    """What is said of it; the answers are kept, and judged again by the next start."""
+    first = books.connection.execute(_FIRST_REASON, (groups[0].group_id,)).fetchone()[0]
+    books.write(lambda db: db.execute(_JUDGE_AGAIN))
+    return InputError(
+        f"not one of {sum(one.masked for one in groups)} answers could be scored; the first: {first}",
+        where="reward",
+        mend="mend the reward and start again: the answers are kept, and judged then",
+    )
+
+
+_FIRST_REASON = "SELECT masked FROM trajectories WHERE group_id = ? AND masked != '' ORDER BY trajectory_id LIMIT 1"
+_JUDGE_AGAIN = """
+UPDATE trajectories SET masked = '' WHERE masked != ''
+AND group_id IN (SELECT group_id FROM groups WHERE state IN ('open', 'finished'))
+"""
 
 
 def _drop_unusable(books: Books) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Protocol
 
 from twinpod.records.rollout import Prompt
-from twinpod.reward.port import Verdict
+from twinpod.reward.port import Verdict, masked, verdict_of
 
 __all__ = ["DatasetReward", "Verifier"]
 
@@ -33,10 +32,8 @@ class DatasetReward:
     def score(self, prompt: Prompt, answer_text: str) -> Verdict:
         """See RewardPort."""
         try:
-            reward = float(self._verifier.score(prompt.prompt_id, answer_text))
+            verdict = verdict_of(self._verifier.score(prompt.prompt_id, answer_text), "verifier")
         except Exception as error:  # noqa: BLE001  # foreign code; a fault of the verifier's is no verdict on the answer
             log.warning("prompt %d could not be scored: %s: %s", prompt.prompt_id, type(error).__name__, error)
-            return Verdict(reward=0.0, correct=False, error=f"verifier: {type(error).__name__}: {error}")
-        if not math.isfinite(reward):
-            return Verdict(reward=0.0, correct=False, error=f"verifier: answered {reward}")
-        return Verdict(reward=reward, correct=reward >= FULL)
+            return masked(f"verifier: {type(error).__name__}: {error}")
+        return verdict if verdict.error else Verdict(reward=verdict.reward, correct=verdict.reward >= FULL)

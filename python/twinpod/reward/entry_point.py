@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
 from collections.abc import Callable
 
 from twinpod.errors import InputError
 from twinpod.records.rollout import Prompt
-from twinpod.reward.port import Verdict
+from twinpod.reward.port import Verdict, masked, verdict_of
 
 __all__ = ["EntryPointReward", "load_function"]
 
 log = logging.getLogger(__name__)
 
 Function = Callable[[Prompt, str], "float | Verdict"]
+WHERE = "reward.target"
 
 
 def load_function(target: str) -> Function:
@@ -24,14 +24,13 @@ def load_function(target: str) -> Function:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise InputError(
-            f"{target!r}: {error}", where="reward.target", mend="is its package in the master's image, and spelt so?"
-        ) from error
+        mend = "is its package in the master's image, or beside the manifest of a local run, and spelt so?"
+        raise InputError(f"{target!r}: {error}", where=WHERE, mend=mend) from error
+    except Exception as error:  # the module's own code: whatever it raises is about the input
+        raise InputError(f"{module_name} cannot be imported: {type(error).__name__}: {error}", where=WHERE) from error
     function: Function | None = getattr(module, name, None)
     if not callable(function):
-        raise InputError(
-            f"{module_name} has no function {name!r}", where="reward.target", mend=f"define it in {module_name}"
-        )
+        raise InputError(f"{module_name} has no function {name!r}", where=WHERE, mend=f"define it in {module_name}")
     return function
 
 
@@ -44,13 +43,7 @@ class EntryPointReward:
     def score(self, prompt: Prompt, answer_text: str) -> Verdict:
         """See RewardPort. A plain number counts as right from 1 on."""
         try:
-            answer = self._function(prompt, answer_text)
-            verdict = (
-                answer if isinstance(answer, Verdict) else Verdict(reward=float(answer), correct=float(answer) >= 1)
-            )
+            return verdict_of(self._function(prompt, answer_text), self._target)
         except Exception as error:  # noqa: BLE001  # foreign code; its fault is no verdict on the answer
             log.warning("prompt %d could not be scored: %s: %s", prompt.prompt_id, type(error).__name__, error)
-            return Verdict(reward=0.0, correct=False, error=f"{self._target}: {type(error).__name__}: {error}")
-        if not verdict.error and not math.isfinite(verdict.reward):
-            return Verdict(reward=0.0, correct=False, error=f"{self._target}: answered {verdict.reward}")
-        return verdict
+            return masked(f"{self._target}: {type(error).__name__}: {error}")

@@ -10,24 +10,24 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from twinpod.api.types import DatasetSpec, EntryPointSpec, ReasoningGymSpec
-from twinpod.errors import EnvironmentFault, InputError
-from twinpod.sampling.items import Dataset, Item
+from twinpod.api.types import DatasetSpec, EntryPointSpec
+from twinpod.errors import InputError
+from twinpod.sampling.gym import gym_items, wanted_of
+from twinpod.sampling.items import PATIENCE, Dataset, Item
 
-__all__ = ["GymVerifier", "distinct", "gym_size", "open_dataset", "read_json_lines"]
+__all__ = ["distinct", "open_dataset", "read_json_lines"]
 
 DEFAULT_SIZE = 10_000  # training prompts asked of an entry point when the job names no size
-_PATIENCE = 20  # items drawn a wanted one before a generator is said to have no more distinct prompts
 
 
 def open_dataset(spec: DatasetSpec, seed: int) -> Dataset:
     """The job's data set. InputError names the field; EnvironmentFault a package that is not installed."""
-    source = None
     if spec.json_lines is not None:
         path = Path(spec.json_lines.path)
         name, (items, duplicates) = path.name, distinct(read_json_lines(path), None)
@@ -36,9 +36,8 @@ def open_dataset(spec: DatasetSpec, seed: int) -> Dataset:
         items, duplicates = distinct(_from_entry_point(spec.entry_point, seed, wanted), wanted)
     else:
         assert spec.reasoning_gym is not None  # the schema demands exactly one
-        name, wanted = f"reasoning-gym {spec.reasoning_gym.name}", gym_size(spec) + spec.held_out
-        source = _open_gym(spec.reasoning_gym, seed, wanted * _PATIENCE)
-        items, duplicates = distinct(_from_gym(source), wanted)
+        with closing(gym_items(spec, seed)) as entries:
+            name, (items, duplicates) = f"reasoning-gym {spec.reasoning_gym.name}", distinct(entries, wanted_of(spec))
     needed = spec.held_out + (spec.size or 1)
     if len(items) < needed:
         asked = f"{spec.size} to train on" if spec.size else "at least one to train on"
@@ -54,14 +53,8 @@ def open_dataset(spec: DatasetSpec, seed: int) -> Dataset:
         held_out=spec.held_out,
         size=spec.size,
         seed=seed,
-        source=source,
+        has_score=spec.reasoning_gym is not None,
     )
-
-
-def gym_size(spec: DatasetSpec) -> int:
-    """Training prompts asked of reasoning-gym."""
-    assert spec.reasoning_gym is not None
-    return spec.size or spec.reasoning_gym.size
 
 
 def distinct(items: Iterable[Item], wanted: int | None) -> tuple[list[Item], int]:
@@ -72,7 +65,7 @@ def distinct(items: Iterable[Item], wanted: int | None) -> tuple[list[Item], int
     kept: dict[str, Item] = {}
     duplicates = 0
     whole = _with_whole_characters(items)
-    for item in whole if wanted is None else islice(whole, wanted * _PATIENCE):
+    for item in whole if wanted is None else islice(whole, wanted * PATIENCE):
         before = kept.setdefault(item.prompt, item)
         if before is not item:
             duplicates += 1
@@ -183,7 +176,7 @@ def _from_entry_point(spec: EntryPointSpec, seed: int, wanted: int) -> Iterator[
         raise
     except Exception as error:  # code of the user's: whatever it raises is about the input
         raise InputError(f"{spec.target} failed: {type(error).__name__}: {error}", where=where) from error
-    for number in range(wanted * _PATIENCE):
+    for number in range(wanted * PATIENCE):
         place = f"item {number} of {spec.target}"
         try:
             item = next(items, None)
@@ -200,53 +193,6 @@ def _from_entry_point(spec: EntryPointSpec, seed: int, wanted: int) -> Iterator[
             if item.where
             else Item(prompt=item.prompt, answer=item.answer, difficulty=item.difficulty, where=place, key=item.key)
         )
-
-
-class GymVerifier:
-    """reasoning-gym's own score of an answer. Entries are made again from their index: they are the same every time."""
-
-    def __init__(self, source: Any, keys: Mapping[int, int]) -> None:
-        self._source, self._keys = source, keys  # prompt id → index
-
-    def score(self, prompt_id: int, text: str) -> float:
-        """0 to 1, by the data set's `score_answer`."""
-        return float(self._source.score_answer(text, self._source[self._keys[prompt_id]]))
-
-
-def _open_gym(spec: ReasoningGymSpec, seed: int, size: int) -> Any:
-    """The data set of reasoning-gym, able to make `size` entries."""
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"reasoning-gym is not installed ({error})",
-            where="dataset.reasoningGym",
-            mend="pip install 'twinpod[master]'",
-        ) from error
-    if spec.name not in DATASETS:
-        near = difflib.get_close_matches(spec.name, DATASETS, 3, 0.5)
-        mend = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(DATASETS))}"
-        raise InputError(f"reasoning-gym has no data set {spec.name!r}", where="dataset.reasoningGym.name", mend=mend)
-    where = "dataset.reasoningGym.settings"
-    known = set(DATASETS[spec.name][1].__dataclass_fields__) - {"seed", "size"}
-    for name in spec.settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            mend = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
-            raise InputError(f"{spec.name} has no setting {name!r}", where=where, mend=mend)
-    try:
-        return reasoning_gym.create_dataset(spec.name, seed=seed, size=size, **spec.settings)
-    except Exception as error:  # it validates by assert
-        raise InputError(
-            f"{type(error).__name__}: {error}", where=where, mend=f"see the settings of {spec.name}"
-        ) from error
-
-
-def _from_gym(source: Any) -> Iterator[Item]:
-    for key in range(len(source)):
-        entry = source[key]
-        yield Item(prompt=str(entry["question"]), answer=str(entry["answer"]), where=f"entry {key}", key=key)
 
 
 def _short(text: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Protocol
 
-__all__ = ["DIGEST_BYTES", "Dataset", "Item", "Parts", "Verifier", "digest_of"]
+__all__ = ["DIGEST_BYTES", "PATIENCE", "Dataset", "Item", "Parts", "Verifier", "digest_of"]
 
+PATIENCE = 20  # items drawn a wanted one before a generator is said to have no more distinct prompts
 DIGEST_BYTES = 16  # of one item: 8 of the prompt, 8 of what it is judged by
 
 
@@ -55,7 +56,7 @@ class Dataset:
     held_out: int  # how many items are kept apart
     size: int | None  # most training items; None: all there are
     seed: int
-    source: Any = None  # what `sampling.datasets.GymVerifier` asks; None: the data set has no score of its own
+    has_score: bool = False  # of its own: the reward `kind: dataset`
 
     def parts(self, begun_with: int | None = None) -> Parts:
         """Which items are trained on and which are held out.

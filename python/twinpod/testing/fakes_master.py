@@ -25,6 +25,7 @@ from twinpod.master.books import Books, Identity
 from twinpod.master.conductor import Conductor, Parts
 from twinpod.master.dispatcher import Dispatcher
 from twinpod.master.halves import Halves
+from twinpod.master.judges import InProcess, Scorer
 from twinpod.master.progress import Reporter
 from twinpod.master.prompts import PromptSource
 from twinpod.master.registry import Registry
@@ -36,6 +37,7 @@ from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Rep
 from twinpod.records.rollout import WorkItem
 from twinpod.records.training import Batch
 from twinpod.records.weights import ServeRequest, ShardRecord
+from twinpod.reward.port import RewardPort
 from twinpod.sampling.uniform import Uniform
 from twinpod.testing.small_run import LengthReward, generate, prompts, settings, shard, stats
 
@@ -82,6 +84,8 @@ class World:
         self.trainer = TrainerState()
         self.dispatcher: Dispatcher | None = None
         self.gap = 0.0
+        self.reward: RewardPort = LengthReward()
+        self.scorer: Scorer | None = None  # in place of the reward
         self.served: dict[str, int] = {}  # by pod
         self.helpers: tuple[str, ...] = ()  # pods without a trainer
         self.orders: list[Command] = []
@@ -159,7 +163,12 @@ class World:
                 workers=workers,
                 dispatcher=self.dispatcher,
                 source=PromptSource(self.prompts, self.held_out, Uniform(size=len(self.prompts), seed=7)),
-                judge=Judge(LengthReward(), lambda ids: " ".join(map(str, ids)), 0.0, judge_thread),
+                judge=Judge(
+                    self.scorer or InProcess(self.reward, judge_thread),
+                    lambda ids: " ".join(map(str, ids)),
+                    0.0,
+                    judge_thread,
+                ),
                 reporter=reporter,
                 snapshots=self.folder / "snapshots",
                 committed=lambda record: None,
