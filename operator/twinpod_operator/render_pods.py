@@ -14,6 +14,7 @@ from twinpod_operator.render_containers import (
     resources,
     tolerations,
 )
+from twinpod_operator.render_devices import engine_variables, kernel_mounts, kernel_volumes, trainer_variables
 from twinpod_operator.render_run import (
     Attempt,
     common_mounts,
@@ -69,6 +70,7 @@ def hybrid_pod(run: Attempt, index: int) -> Manifest:
         "volumes": [
             *common_volumes(run, (names.CONTAINER_TRAINER, names.CONTAINER_INFERENCE)),
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": hybrid.shared_memory}},
+            *kernel_volumes(hybrid.kernel_cache, hybrid.accelerators),
             snapshots_volume(run),
         ],
     }
@@ -100,9 +102,10 @@ def _trainer(run: Attempt, pod: str) -> Shape:
         mounts=(
             *common_mounts(run, names.CONTAINER_TRAINER),
             mount("shm", names.SHM_FOLDER),
+            *kernel_mounts(hybrid.accelerators),
             mount("snapshots", names.SNAPSHOTS_FOLDER),
         ),
-        environment=run.environment(pod, accelerators=hybrid.accelerators),
+        environment={**run.environment(pod, accelerators=hybrid.accelerators), **trainer_variables(hybrid)},
         resources=wanted,
     )
 
@@ -110,7 +113,11 @@ def _trainer(run: Attempt, pod: str) -> Shape:
 def _inference(run: Attempt, pod: str) -> Shape:
     hybrid = run.job.spec.hybrid
     shape = inference_shape(
-        run, hybrid.inference, environment=run.environment(pod, accelerators=hybrid.accelerators), shared_memory=""
+        run,
+        hybrid.inference,
+        environment=run.environment(pod, accelerators=hybrid.accelerators),
+        shared_memory="",
+        accelerators=hybrid.accelerators,
     )
     if run.by_claim:
         shape.resources["claims"] = [{"name": names.DEVICE_CLAIM}]
@@ -125,6 +132,7 @@ def inference_shape(
     *,
     environment: dict[str, str],
     shared_memory: str,
+    accelerators: int,
     mounts: tuple[Manifest, ...] = (),
 ) -> Shape:
     """The container of an inference half; `shared_memory` when its size is charged to this container."""
@@ -141,10 +149,11 @@ def inference_shape(
         mounts=(
             *common_mounts(run, names.CONTAINER_INFERENCE),
             mount("shm", names.SHM_FOLDER),
+            *kernel_mounts(accelerators),
             mount("snapshots", names.SNAPSHOTS_FOLDER, read_only=True),
             *mounts,
         ),
-        environment=environment,
+        environment={**environment, **engine_variables(engine, accelerators)},
         resources=resources(engine.resources, shared_memory),
     )
 

@@ -64,7 +64,7 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
     """`variables`: the half's own environment, which its children inherit."""
     spec = job.spec.hybrid
     engine = spec.inference
-    env = {"OMP_NUM_THREADS": threads_a_process(engine.tensor_parallel), **variables}
+    env = {"OMP_NUM_THREADS": threads_a_process(engine.tensor_parallel * engine.data_parallel), **variables}
     accelerators = spec.accelerators > 0
     sleep = spec.life_cycle is LifeCycle.SLEEP and accelerators
     standby = ("-m", "twinpod.inference.standby", *(("--spawn",) if sleep else ()))
@@ -78,6 +78,7 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
             port=0,
             api_key="",
             kv_tokens=engine.kv_tokens,
+            memory_fraction=float(engine.memory_fraction),
             context_length=shape_from_huggingface(hf_config(job)).max_positions,
             dtype=job.spec.model.dtype,
             tensor_parallel=engine.tensor_parallel,
@@ -89,6 +90,7 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
         engine_file=environment.run / "engine.json",
         engine_log=environment.run / "engine.log",
         engine_env={},
+        engines=engine.data_parallel,
         seed=job.spec.seed,
     )
 

@@ -217,6 +217,73 @@ BAD: tuple[Bad, ...] = (
         ("spec.hybrid.accelerators", 1),
     ),
     bad(
+        "spec.hybrid.inference",
+        {"tensorParallel": 2, "dataParallel": 2},
+        (
+            "spec.hybrid.inference.dataParallel: times inference.tensorParallel (2) must be the accelerators of a pod"
+            " (8): each belongs to one engine"
+        ),
+        (
+            "spec.hybrid.inference.dataParallel: Invalid value: times inference.tensorParallel (2) must be the "
+            "accelerators of a pod (8): each belongs to one engine"
+        ),
+        ("spec.hybrid.accelerators", 8),
+    ),
+    bad(
+        "spec.hybrid.inference",
+        {"memoryFraction": "1"},
+        'spec.hybrid.inference.memoryFraction: is "1"; must be above 0 and below 1',
+        'spec.hybrid.inference.memoryFraction: Invalid value: is "1"; must be above 0 and below 1',
+    ),
+    bad(
+        "spec.hybrid.inference",
+        {"memoryFraction": 0.8},
+        'spec.hybrid.inference.memoryFraction: is the bare number 0.8; write it in quotes: "0.8"',
+        "spec.hybrid.inference.memoryFraction: Invalid value",
+    ),
+    bad(
+        "spec.hybrid.trainer",
+        {"env": [{"name": "HOME", "value": "/root"}]},
+        (
+            "spec.hybrid.trainer.env: cannot set TWINPOD_*, CUDA_VISIBLE_DEVICES, NVIDIA_VISIBLE_DEVICES or HOME:"
+            " Twinpod does"
+        ),
+        "spec.hybrid.trainer.env: Invalid value: cannot set TWINPOD_*, CUDA_VISIBLE_DEVICES",
+    ),
+    bad(
+        "spec.hybrid.inference",
+        {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]},
+        "spec.hybrid.inference.env: names must differ",
+        "spec.hybrid.inference.env[1]: Duplicate value",
+    ),
+    bad(
+        "spec.hybrid.trainer",
+        {"layerSpec": "TransformerEngine"},
+        (
+            "spec.hybrid.trainer.layerSpec: is TransformerEngine, which runs on GPUs only, and accelerators is 0;"
+            " leave it out"
+        ),
+        "spec.hybrid.trainer.layerSpec: Invalid value: is TransformerEngine, which runs on GPUs only",
+    ),
+    bad(
+        "spec.hybrid.kernelCache",
+        {"existingClaim": "kernels"},
+        (
+            "spec.hybrid.kernelCache.existingClaim: is for compiled kernels of accelerators, and accelerators is 0;"
+            " leave it out"
+        ),
+        "spec.hybrid.kernelCache.existingClaim: Invalid value: is for compiled kernels of accelerators",
+    ),
+    bad(
+        "spec.hybrid.network",
+        {"interface": "eth0 eth1"},
+        (
+            'spec.hybrid.network.interface: is "eth0 eth1"; must be an interface such as eth0, several with commas'
+            " between them"
+        ),
+        'spec.hybrid.network.interface: Invalid value: "eth0 eth1"',
+    ),
+    bad(
         "spec.hybrid.runtimeClass",
         "nvidia",
         "spec.hybrid.runtimeClass: is only for sharing WholeNode; leave it out with sharing Claim",
@@ -633,6 +700,17 @@ BAD: tuple[Bad, ...] = (
         "spec.inference.tensorParallel: 2 is more than the accelerators of a pod (1)",
         "spec.inference.tensorParallel: Invalid value: 2 is more than the accelerators of a pod (1)",
         ("spec.accelerators", 1),
+        kind="RolloutPool",
+    ),
+    bad(
+        "spec.inference",
+        {"tensorParallel": 2, "dataParallel": 4},
+        (
+            "spec.inference.dataParallel: times inference.tensorParallel (2) must be the accelerators of a pod (4):"
+            " each belongs to one engine"
+        ),
+        "spec.inference.dataParallel: Invalid value: times inference.tensorParallel (2) must be the accelerators",
+        ("spec.accelerators", 4),
         kind="RolloutPool",
     ),
     bad(

@@ -9,9 +9,10 @@ import pytest
 
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault
+from twinpod.inference.sglang_engine import server_args
 from twinpod.records.life import LifeCycle
 from twinpod.testing.halves import environment_in
-from twinpod_sidecar.settings import check_shared_memory, inference_settings, training_settings
+from twinpod_sidecar.settings import check_shared_memory, inference_settings, threads_a_process, training_settings
 
 
 def job(**hybrid: object) -> RLJob:
@@ -86,3 +87,21 @@ def test_shared_memory_is_measured_where_it_is_mounted(tmp_path: Path) -> None:
     check_shared_memory(tmp_path / "not-there-yet", 4096)
     with pytest.raises(EnvironmentFault, match=r"shared memory too small: needs 1099511627776 MiB, has \d+ MiB"):
         check_shared_memory(tmp_path, 2**60)
+
+
+def test_several_engines_share_the_cores_and_sglang_sizes_the_cache_on_accelerators(tmp_path: Path) -> None:
+    settings = inference_settings(job(inference={"dataParallel": 2}), environment_in(tmp_path), {})
+    assert settings.engines == 2
+    assert settings.standby.env["OMP_NUM_THREADS"] == threads_a_process(2)
+    gpus = job(accelerators=4, inference={"tensorParallel": 2, "memoryFraction": "0.7"})
+    settings = inference_settings(gpus, environment_in(tmp_path), {})
+    assert (settings.engines, settings.engine.memory_fraction) == (2, 0.7)
+    arguments = server_args(settings.engine)
+    assert "max_total_tokens" not in arguments
+    assert arguments["mem_fraction_static"] == 0.7
+
+
+@pytest.mark.parametrize(("life", "spawn"), [("Restart", False), ("Sleep", True)])
+def test_a_standby_whose_engines_will_be_executed_anew_imports_nothing(tmp_path: Path, life: str, spawn: bool) -> None:
+    settings = inference_settings(job(accelerators=1, lifeCycle=life), environment_in(tmp_path), {})
+    assert ("--spawn" in settings.standby.argv) == settings.engine.sleep == spawn

@@ -42,6 +42,7 @@ EMPTY_POOL_FIELDS = (
     "sharing",
     "deviceClass",
     "sharedMemory",
+    "kernelCache",
     "priorityClassName",
     "inference",
     "podPatch",

@@ -31,7 +31,7 @@ from twinpod.api.base import (
 )
 from twinpod.api.meta import Metadata
 from twinpod.api.patch import PodPatch
-from twinpod.api.pods import HybridSpec, ResourceList, Resources
+from twinpod.api.pods import HybridSpec, ResourceList, Resources, engines_for
 from twinpod.api.resource_rules import JOB_RULES
 from twinpod.api.rules import broken
 from twinpod.api.status import JobStatus
@@ -353,6 +353,7 @@ class JobSpec(Part):
         if not algorithm.weights_gap_limit:
             strict = self.model.dtype == "float32" and hybrid.accelerators == 0
             algorithm = algorithm.model_copy(update={"weights_gap_limit": "1e-3" if strict else "1e-1"})
+        hybrid = hybrid.model_copy(update={"inference": engines_for(hybrid.inference, hybrid.accelerators)})
         if not hybrid.inference.max_running:
             wanted = min(512, rollout.groups_in_flight * algorithm.group_size)
             engine = hybrid.inference.model_copy(update={"max_running": wanted})

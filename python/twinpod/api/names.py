@@ -84,6 +84,7 @@ ETCD_TLS_FOLDER = "/etc/twinpod/etcd"
 STATE_FOLDER = "/var/lib/twinpod/state"
 SNAPSHOTS_FOLDER = "/var/lib/twinpod/snapshots"
 SOURCE_FOLDER = "/var/lib/twinpod/source"  # another job's snapshots, read-only
+KERNELS_FOLDER = "/var/cache/twinpod"  # compiled kernels; only with accelerators
 RUN_FOLDER = "/run/twinpod"
 SHM_FOLDER = "/dev/shm"
 ARENA_FOLDER = f"{SHM_FOLDER}/twinpod"

@@ -9,9 +9,9 @@ from twinpod.api import names
 from twinpod.api.rules import Rule, has
 
 OWN_KEYS = r"^([^/]+[.])?(twinpod[.]dev|kueue[.]x-k8s[.]io|app[.]kubernetes[.]io)/"
-OWN_VOLUMES = r"^(job|tls|etcd-tls|run|shm|state|snapshots|source|pool|tmp-.*)$"
+OWN_VOLUMES = r"^(job|tls|etcd-tls|run|shm|state|snapshots|source|pool|kernels|tmp-.*)$"
 OWN_VARIABLES = r"^(TWINPOD_.*|CUDA_VISIBLE_DEVICES|NVIDIA_VISIBLE_DEVICES|HOME)$"
-OWN_FOLDERS = r"^/*$|^/+(etc/twinpod|run/twinpod|var/lib/twinpod|dev|proc|sys|tmp)(/.*)?$"
+OWN_FOLDERS = r"^/*$|^/+(etc/twinpod|run/twinpod|var/lib/twinpod|var/cache/twinpod|dev|proc|sys|tmp)(/.*)?$"
 OWN_RESOURCES = ("cpu", "memory", "nvidia.com/gpu")
 
 

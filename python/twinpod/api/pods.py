@@ -6,9 +6,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from twinpod.api.base import FilledText, Flag, ImageName, ObjectName, Part, Positive, Quantity, Ranks, derived
+from twinpod.api.base import (
+    Decimal,
+    FilledText,
+    Flag,
+    ImageName,
+    ObjectName,
+    Part,
+    Positive,
+    Quantity,
+    Ranks,
+    Text,
+    derived,
+)
 from twinpod.api.patch import PodPatch
 from twinpod.records.life import LifeCycle
+
+CPU_KV_TOKENS = 65_536  # of an engine without accelerators whose kvTokens were left out
 
 
 class ResourceList(Part):
@@ -27,6 +41,24 @@ class Resources(Part):
     limits: ResourceList = ResourceList()
 
 
+class Variable(Part):
+    """An environment variable of a container."""
+
+    name: Annotated[str, Field(strict=True, min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    """Name, such as NCCL_DEBUG; those that Twinpod itself sets to run cannot be set."""
+    value: Text
+    """Value, as text."""
+
+
+Variables = Annotated[
+    tuple[Variable, ...],
+    Field(
+        max_length=64,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    ),
+]
+
+
 class TrainerSpec(Part):
     """The trainer container: Megatron ranks."""
 
@@ -40,6 +72,12 @@ class TrainerSpec(Part):
     """Data-parallel ranks within a pod; replicas multiply it."""
     offload: Flag = False
     """Move the trainer's state out of the accelerators' memory (without accelerators: to the arena) during rollouts."""
+    layer_spec: Literal["TransformerEngine", "Local"] | None = Field(
+        default=None, json_schema_extra={"derived": "TransformerEngine with accelerators, Local without"}
+    )
+    """Whose layers Megatron builds the model from: Transformer Engine's (fast, GPUs only) or its own in plain torch."""
+    env: Variables = ()
+    """Environment variables of the trainer container, for NCCL, torch and Megatron (NCCL_IB_HCA, NCCL_DEBUG)."""
     resources: Resources = Resources()
 
     @property
@@ -55,13 +93,51 @@ class InferenceSpec(Part):
     """The platform's image when left out."""
     tensor_parallel: Ranks = 1
     """Ranks of SGLang that share each layer."""
-    kv_tokens: Positive = 65_536
-    """Tokens of the key-value cache."""
+    data_parallel: Ranks = derived("accelerators / tensorParallel, 1 without accelerators")
+    """Engines in a pod, each with tensorParallel accelerators of its own and a whole copy of the weights."""
+    kv_tokens: Positive | None = Field(
+        default=None,
+        json_schema_extra={"derived": "65536 without accelerators, else what SGLang has room for in memoryFraction"},
+    )
+    """Tokens of each engine's key-value cache."""
+    memory_fraction: Decimal = "0.8"
+    """Share of an accelerator's free memory for weights and key-value cache together, above 0 and below 1."""
     max_running: Positive = derived("rollout.groupsInFlight * algorithm.groupSize, at most 512")
-    """Most sequences that decode at once."""
+    """Most sequences that decode at once, in all engines of a pod together."""
     attention_backend: FilledText | None = None
     """SGLang's attention backend; the platform's choice when left out."""
+    env: Variables = ()
+    """Environment variables of the inference container, for SGLang and NCCL."""
     resources: Resources = Resources()
+
+
+InterfaceName = Annotated[
+    str, Field(strict=True, min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_.:-]+(,[A-Za-z0-9_.:-]+)*$")
+]
+"""A network interface such as eth0, or several with commas between them."""
+
+
+class NetworkSpec(Part):
+    """The network that the trainer's ranks meet on."""
+
+    interface: InterfaceName | None = None
+    """Interface that gloo and NCCL meet on (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); their choice when left out."""
+
+
+class HandOver(Part):
+    """How accelerators change hands: each side looks at the device before it takes the memory."""
+
+    residue: Quantity = "6Gi"
+    """Memory of a device that the resting side may still hold: CUDA contexts, communication buffers, CUDA graphs."""
+    deadline_seconds: Annotated[int, Field(strict=True, ge=1, le=3600)] = 60
+    """Seconds that the side which begins waits for the other's memory, before it refuses and says both numbers."""
+
+
+class KernelCache(Part):
+    """Where compiled kernels are kept (Triton, inductor, FlashInfer): compiling them takes minutes."""
+
+    existing_claim: ObjectName | None = None
+    """A claim (ReadWriteMany) in the namespace, which jobs may share; a folder that goes with the pod when left out."""
 
 
 class HybridSpec(Part):
@@ -81,6 +157,9 @@ class HybridSpec(Part):
     """Size of the pod's /dev/shm: two slots of the model's weights, and room for the ranks."""
     life_cycle: LifeCycle = LifeCycle.RESTART
     """What becomes of the engine when a rollout phase ends."""
+    hand_over: HandOver = HandOver()
+    network: NetworkSpec = NetworkSpec()
+    kernel_cache: KernelCache = KernelCache()
     pod_patch: PodPatch | None = None
     """Strategic merge patch of the pods, for what no field covers: `{metadata: ..., spec: ...}`."""
     trainer: TrainerSpec = TrainerSpec()
@@ -90,3 +169,13 @@ class HybridSpec(Part):
     def world_size(self) -> int:
         """Trainer ranks of all pods."""
         return self.replicas * self.trainer.ranks
+
+
+def engines_for(engine: InferenceSpec, accelerators: int) -> InferenceSpec:
+    """The engine's fields that follow from the accelerators of its pod, where they were left out."""
+    missing: dict[str, object] = {}
+    if not engine.data_parallel:
+        missing["data_parallel"] = max(1, accelerators // engine.tensor_parallel)
+    if engine.kv_tokens is None and not accelerators:
+        missing["kv_tokens"] = CPU_KV_TOKENS
+    return engine.model_copy(update=missing) if missing else engine

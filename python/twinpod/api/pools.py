@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from twinpod.api.base import ImageName, ObjectName, Part, Positive, Quantity
 from twinpod.api.meta import Metadata
 from twinpod.api.patch import PodPatch
-from twinpod.api.pods import InferenceSpec, ResourceList
+from twinpod.api.pods import InferenceSpec, KernelCache, ResourceList, engines_for
 from twinpod.api.resource_rules import POOL_RULES, SANDBOX_RULES
 from twinpod.api.rules import broken
 from twinpod.api.status import PoolStatus
@@ -33,11 +33,17 @@ class RolloutPoolSpec(Part):
     """Device class of the claim."""
     shared_memory: Quantity = "1Gi"
     """Size of the pod's /dev/shm: two slots of the model's weights."""
+    kernel_cache: KernelCache = KernelCache()
     priority_class_name: ObjectName | None = None
     """Priority class of the pool's pods."""
     pod_patch: PodPatch | None = None
     """Strategic merge patch of the pods, for what no field covers: `{metadata: ..., spec: ...}`."""
     inference: InferenceSpec = InferenceSpec()
+
+    @model_validator(mode="after")
+    def _derive(self) -> Self:
+        object.__setattr__(self, "inference", engines_for(self.inference, self.accelerators))
+        return self
 
 
 class RolloutPool(Part):

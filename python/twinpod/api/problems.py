@@ -16,6 +16,7 @@ _EXPLAINED = {
     "string_pattern_mismatch": {
         "name": "must be lower-case letters, digits and '-', and begin with a letter",
         "folder": "must be a folder of the volume, without a / at its beginning",
+        "interface": "must be an interface such as eth0, several with commas between them",
         "managedBy": "must be a path below a domain, such as example.com/controller",
         "target": 'must look like "package.module:function"',
     }

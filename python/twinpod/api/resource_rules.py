@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from twinpod.api.change_rules import JOB_CHANGES, POOL_CHANGES
+from twinpod.api.engine_rules import JOB_ENGINES, POOL_ENGINES
 from twinpod.api.patch_rules import JOB_PATCHES, POOL_PATCHES
 from twinpod.api.rules import Rule, at, has
 
@@ -220,16 +221,6 @@ _ROLLOUT = (
             " ({self.model.config.maxPositions})"
         ),
     ),
-    Rule(
-        path="spec",
-        field="hybrid.inference.kvTokens",
-        cel="self.hybrid.inference.kvTokens > self.rollout.maxTokens",
-        holds=lambda self: self.hybrid.inference.kvTokens > self.rollout.maxTokens,
-        message=(
-            "{self.hybrid.inference.kvTokens} cannot hold one trajectory of rollout.maxTokens"
-            " ({self.rollout.maxTokens}) and its prompt"
-        ),
-    ),
 )
 
 
@@ -370,6 +361,7 @@ JOB_RULES: tuple[Rule, ...] = (
     *_ROLLOUT,
     *_PARALLEL,
     *_HYBRID,
+    *JOB_ENGINES,
     *_STORAGE,
     *_FAILURE,
     *JOB_PATCHES,
@@ -383,6 +375,7 @@ POOL_RULES: tuple[Rule, ...] = (
         holds=lambda self: self.accelerators == 0 or self.inference.tensorParallel <= self.accelerators,
         message="{self.inference.tensorParallel} is more than the accelerators of a pod ({self.accelerators})",
     ),
+    *POOL_ENGINES,
     *POOL_PATCHES,
     *POOL_CHANGES,
 )

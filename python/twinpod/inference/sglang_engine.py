@@ -39,7 +39,7 @@ class EngineSpec:
     model_path: str  # folder with config.json; no weights are read from it
     port: int  # on 127.0.0.1
     api_key: str
-    kv_tokens: int  # size of the key-value cache
+    kv_tokens: int | None  # size of the key-value cache; None: as much as memory_fraction has room for
     context_length: int  # longest prompt + answer
     dtype: str = "float32"  # float32 | bfloat16 | float16
     tensor_parallel: int = 1
@@ -49,7 +49,7 @@ class EngineSpec:
     max_running: int = 256  # sequences decoded at the same time
     seed: int = 0  # of the sampler; give each start another one, or every iteration draws the same numbers
     sleep: bool = False  # life cycle Sleep: memory that can be given back (accelerators only)
-    memory_fraction: float = 0.8  # of an accelerator's memory, weights and cache together
+    memory_fraction: float = 0.8  # of an accelerator's free memory, weights and cache together
 
 
 def server_args(spec: EngineSpec) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def server_args(spec: EngineSpec) -> dict[str, Any]:
         "dtype": spec.dtype,
         "tp_size": spec.tensor_parallel,
         "context_length": spec.context_length,
-        "max_total_tokens": spec.kv_tokens,
+        **({"max_total_tokens": spec.kv_tokens} if spec.kv_tokens is not None else {}),
         "max_running_requests": spec.max_running,
         "custom_weight_loader": [LOADER],
         "random_seed": spec.seed,
