@@ -98,7 +98,7 @@ async def test_a_worker_that_has_seen_a_newer_master_is_refused_and_before_the_e
     dispatcher: tuple[Dispatcher, str], tls: Path
 ) -> None:
     made, address = dispatcher
-    pull = PullRequest(worker="w", epoch=5, version=1, capacity=1, wait_s=0.1, holding=())
+    pull = PullRequest(worker="w", epoch=5, version=1, capacity=1, wait_s=0.1, tokens_generated=0, holding=())
     async with client_channel(address, tls) as channel:
         master = GrpcMaster(channel, address)
         with pytest.raises(Unreachable, match="no job epoch"):

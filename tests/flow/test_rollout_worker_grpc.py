@@ -13,20 +13,20 @@ import grpc
 import pytest
 
 from twinpod.records.arrays import TokenIds
-from twinpod.records.rollout import PullRequest, Resumption, SamplingSettings, Stop, WorkItem
+from twinpod.records.rollout import Resumption, SamplingSettings, Stop, WorkItem
 from twinpod.rollout.__main__ import GrpcMaster
 from twinpod.rollout.engine_file import EngineFile
 from twinpod.rollout.worker import Worker, WorkerSettings
 from twinpod.rpc.certificates import issue, make_authority
 from twinpod.rpc.channel import client_channel, serve
-from twinpod.rpc.convert import work_item_to_pb, work_result_from_pb
+from twinpod.rpc.convert import pull_from_pb, work_batch_to_pb, work_result_from_pb
 from twinpod.rpc.v1 import master_pb2, master_pb2_grpc
 from twinpod.testing.rollout import FakeEngine, FakeMaster
 
 SETTINGS = SamplingSettings(
     temperature=1, top_p=1, segment_tokens=8, max_tokens=8, stop_token_ids=(1,), repeat_ngram=0, repeat_count=0
 )
-QUICK = WorkerSettings(capacity=64, busy_wait_s=0.05, retry_s=0.01, retry_most_s=0.05)
+QUICK = WorkerSettings(capacity=64, pull_wait_s=0.05, retry_s=0.01, retry_most_s=0.05)
 
 
 def item(number: int, k: int = 16) -> WorkItem:
@@ -48,18 +48,7 @@ class Service(master_pb2_grpc.MasterServicer):
         self.master = master
 
     async def PullWork(self, request: Any, context: Any) -> Any:
-        pulled = await self.master.pull(
-            PullRequest(
-                worker=request.worker,
-                epoch=request.epoch,
-                version=request.version,
-                capacity=request.capacity,
-                wait_s=request.wait_s,
-                holding=tuple(request.holding),
-            )
-        )
-        items = [work_item_to_pb(one) for one in pulled.items]
-        return master_pb2.WorkBatch(epoch=pulled.epoch, iteration=1, version=3, cut=pulled.cut, items=items)
+        return work_batch_to_pb(await self.master.pull(pull_from_pb(request)))
 
     async def ReturnWork(self, request: Any, context: Any) -> Any:
         await self.master.give(request.epoch, [work_result_from_pb(result) for result in request.results])
@@ -140,8 +129,8 @@ async def test_a_cut_and_the_next_version(tls, tmp_path):
     async with working(server.port, tls, file, engine):
         await until(lambda: len(engine.requests) == 16)
         await master.change(cut=True)
-        (result,) = await asyncio.wait_for(master.returned(1), 10)
-        assert {(tuple(s.tokens), s.stop) for s in result.segments} == {((5, 6), Stop.CUT)}
+        results = await asyncio.wait_for(master.returned(1), 10)
+        assert {(tuple(s.tokens), s.stop) for r in results for s in r.segments} == {((5, 6), Stop.CUT)}
         file.unlink()
         await master.change(cut=False)
         pulls = len(master.pulls)

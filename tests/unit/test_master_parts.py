@@ -32,7 +32,7 @@ from twinpod.master.registry import Registry
 from twinpod.master.work_buffer import Ended, Rules, WorkBuffer
 from twinpod.master.worker_group import loading_seconds, missing_halves
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.rollout import Group, GroupState, Segment, Trajectory, WorkResult
+from twinpod.records.rollout import Group, GroupState, PullRequest, Segment, Trajectory, WorkResult
 from twinpod.testing.small_run import generate, prompts, record, settings
 
 KEYS = Keys(namespace="n", job_uid="u")
@@ -148,6 +148,33 @@ class Few:
         return pod == "h-0"
 
 
+def asks(worker: str, tokens: int = 0) -> PullRequest:
+    return PullRequest(worker=worker, epoch=1, version=3, capacity=1, wait_s=0.0, tokens_generated=tokens, holding=())
+
+
+async def test_a_phase_lives_while_tokens_are_made_and_ends_when_none_are() -> None:
+    now = [0.0]
+    dispatcher = Dispatcher(lambda: now[0], Patience(tick_s=0.001, stall_s=10.0, silent_worker_s=1e9))
+    dispatcher.epoch = 1
+    sampling = settings().sampling
+    buffer = WorkBuffer(rules=Rules(wanted=1, in_flight=1, sampling=sampling, seed=1), epoch=1, iteration=1, version=3)
+    blank = Trajectory(trajectory_id=1, group_id=1, segments=(), reward=None)
+    one = Group(group_id=1, epoch=0, prompt=prompts(1)[0], born=1, state=GroupState.OPEN, trajectories=(blank,))
+    buffer.admit(one, {})
+    phase = asyncio.create_task(dispatcher.run(buffer, Sheet(), Few(set()), lambda finished, wanted: None))
+    await asyncio.sleep(0)
+    (item,) = (await dispatcher.pull(asks("h-0"))).items
+    for _ in range(5):  # 45 s without a finished answer
+        now[0] += 9.0
+        holding = replace(asks("h-0", tokens=32), holding=(item.item_id,))
+        await dispatcher.pull(holding)
+        await asyncio.sleep(0.005)
+        assert not phase.done()
+    now[0] += 11.0
+    with pytest.raises(Unreachable, match="no token was generated for 10 s"):
+        await asyncio.wait_for(phase, 5.0)
+
+
 async def test_a_helper_gets_work_once_it_is_sworn_and_what_it_holds_is_not_waited_for() -> None:
     now, few = [0.0], Few(set())
     dispatcher = Dispatcher(lambda: now[0], Patience(tick_s=0.001))
@@ -161,13 +188,13 @@ async def test_a_helper_gets_work_once_it_is_sworn_and_what_it_holds_is_not_wait
         )
     phase = asyncio.create_task(dispatcher.run(buffer, Sheet(), few, lambda finished, wanted: None))
     await asyncio.sleep(0)
-    assert (await dispatcher.pull("p-0", 1, 3, 1, 0.0, ())).items == ()
+    assert (await dispatcher.pull(asks("p-0"))).items == ()
     few.helpers.add("p-0")
-    (taken,) = (await dispatcher.pull("p-0", 1, 3, 1, 0.0, ())).items
+    (taken,) = (await dispatcher.pull(asks("p-0"))).items
     dispatcher.lose("p-0")  # gone for good: the item is there for the next who asks
-    (again,) = (await dispatcher.pull("p-0", 1, 3, 1, 0.0, ())).items
+    (again,) = (await dispatcher.pull(asks("p-0"))).items
     assert again.group_id == taken.group_id
-    (own,) = (await dispatcher.pull("h-0", 1, 3, 1, 0.0, ())).items
+    (own,) = (await dispatcher.pull(asks("h-0"))).items
     await dispatcher.give(1, [generate(own, "h-0")])
     await dispatcher.give(1, [generate(own, "h-0")])
     buffer.close()

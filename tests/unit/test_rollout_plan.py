@@ -60,9 +60,9 @@ def test_no_name_is_the_beginning_of_another():
     assert not [(a, b) for a in names for b in names if a != b and b.startswith(a)]
 
 
-def test_running_outputs_are_asked_for_only_when_repeats_are_watched():
-    assert plan.requests(item(()))[0].report_every == 0
-    assert plan.requests(item((), repeat_ngram=2, repeat_count=2))[0].report_every == plan.CHECK_EVERY
+def test_running_outputs_are_a_sign_of_life_but_no_flood():
+    assert plan.requests(item(()))[0].report_every == plan.CHECK_EVERY
+    assert plan.requests(item((), segment_tokens=131_072, max_tokens=131_072))[0].report_every == 2048
 
 
 STOPS = [
@@ -71,6 +71,7 @@ STOPS = [
     ("a stop token as the last one allowed", (5, 5, 5, 5), (5, EOS), Finish.STOP, Stop.EOS),
     ("segmentTokens reached: it goes on later", (), (5, 6, 7, 8), Finish.LENGTH, Stop.BUDGET),
     ("maxTokens reached", (5, 6, 7, 8), (9, 5), Finish.LENGTH, Stop.LENGTH),
+    ("clipped by the engine, which has no room for more", (), (5, 6), Finish.LENGTH, Stop.LENGTH),
     ("cut with tokens", (), (5,), Finish.ABORT, Stop.CUT),
     ("cut in the moment in which it had its budget", (), (5, 6, 7, 8), Finish.ABORT, Stop.BUDGET),
     ("cut in the moment in which it had all", (5, 6, 7, 8), (9, 5), Finish.ABORT, Stop.LENGTH),

@@ -50,12 +50,12 @@ REQUEST = EngineRequest(
     temperature=0.5,
     top_p=0.9,
     stop_token_ids=(1,),
-    report_every=0,
+    report_every=32,
 )
 
 
 async def read(engine: SGLangStream) -> list[tuple[Finish, tuple[int, ...], int]]:
-    return [(o.finish, tuple(o.tokens), o.version) async for o in engine.generate([REQUEST])]
+    return [(o.finish, tuple(o.tokens[: len(o.logps)]), o.version) async for o in engine.generate([REQUEST])]
 
 
 async def test_a_request_says_everything_that_the_engine_must_know():
@@ -65,7 +65,7 @@ async def test_a_request_says_everything_that_the_engine_must_know():
     assert body["rid"] == ["i#0;"]
     assert body["input_ids"] == [[4, 5]]
     assert body["sampling_params"] == [
-        {"max_new_tokens": 3, "temperature": 0.5, "top_p": 0.9, "stop_token_ids": [1], "stream_interval": 1 << 20}
+        {"max_new_tokens": 3, "temperature": 0.5, "top_p": 0.9, "stop_token_ids": [1], "stream_interval": 32}
     ]
     assert (body["stream"], body["return_logprob"], seen[0].headers["authorization"]) == (True, True, "Bearer key")
 
@@ -86,6 +86,21 @@ async def test_how_a_generation_stands(reason, finish):
     assert await read(engine) == [(finish, (6, 1), 7)]
 
 
+async def test_events_have_the_tokens_since_the_last_one():
+    first = event([6, 7], None, completion_tokens=2)
+    last = event([8, 1], {"type": "stop"}, completion_tokens=4)
+    engine, _ = stream(first, last)
+    assert await read(engine) == [(Finish.RUNNING, (6, 7), 7), (Finish.STOP, (6, 7, 8, 1), 7)]
+
+
+async def test_an_abort_while_it_waits_again_repeats_no_token():
+    first = event([6, 7], None, completion_tokens=2)
+    last = event([7], {"type": "abort", "message": "Aborted"}, completion_tokens=2)
+    last["meta_info"]["output_token_logprobs"] = [[-0.25, 6, None], [-0.25, 7, None]]  # type: ignore[index]
+    engine, _ = stream(first, last)
+    assert await read(engine) == [(Finish.RUNNING, (6, 7), 7), (Finish.ABORT, (6, 7), 7)]
+
+
 async def test_an_answer_made_by_several_versions_has_none():
     spans = [{"version": "6", "start": 0, "end": 1}, {"version": "7", "start": 1, "end": 2}]
     engine, _ = stream(event([6, 1], {"type": "stop"}, weight_versions=spans))
@@ -100,7 +115,8 @@ async def test_the_ranges_of_versions_count_more_than_the_newest():
 
 async def test_a_log_prob_that_is_null_is_nan_and_the_stream_goes_on():
     engine, _ = stream(
-        event([6, 1], {"type": "stop"}, output_token_logprobs=[[None, 6, None], [-0.5, 1, None]]), event([7], None)
+        event([6, 1], {"type": "stop"}, output_token_logprobs=[[None, 6, None], [-0.5, 1, None]]),
+        event([7], None, id="i#1;"),
     )
     first, second = [output async for output in engine.generate([REQUEST])]
     assert math.isnan(first.logps[0])

@@ -10,7 +10,17 @@ import pytest
 from twinpod.errors import ProtocolError
 from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.life import Command, HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.rollout import Resumption, SamplingSettings, Segment, SegmentKind, Stop, WorkItem, WorkResult
+from twinpod.records.rollout import (
+    PullRequest,
+    Resumption,
+    SamplingSettings,
+    Segment,
+    SegmentKind,
+    Stop,
+    WorkBatch,
+    WorkItem,
+    WorkResult,
+)
 from twinpod.records.training import Batch, Sample
 from twinpod.rpc import convert
 from twinpod.rpc.v1 import half_pb2, master_pb2
@@ -62,7 +72,19 @@ ITEM = WorkItem(
     sampling=SAMPLING,
     seed=-1,
 )
-RESULT = WorkResult(item_id="1/2/3", worker="w", segments=(SEGMENT,), failed="", refused_versions=1, seconds=0.5)
+RESULT = WorkResult(
+    item_id="1/2/3",
+    worker="w",
+    trajectories=(2**40, 3),
+    segments=(SEGMENT,),
+    failed="",
+    refused_versions=1,
+    seconds=0.5,
+)
+PULL = PullRequest(
+    worker="w", epoch=3, version=7, capacity=4, wait_s=0.5, tokens_generated=99, holding=("1/2/3", "1/2/4")
+)
+BATCH = WorkBatch(epoch=3, iteration=2, version=7, cut=True, items=(ITEM,))
 SAMPLE = Sample(
     group=3,
     prompt_tokens=(1,),
@@ -84,6 +106,8 @@ SAMPLE = Sample(
         (convert.segment_to_pb, convert.segment_from_pb, GIVEN),
         (convert.work_item_to_pb, convert.work_item_from_pb, ITEM),
         (convert.work_result_to_pb, convert.work_result_from_pb, RESULT),
+        (convert.pull_to_pb, convert.pull_from_pb, PULL),
+        (convert.work_batch_to_pb, convert.work_batch_from_pb, BATCH),
         (convert.sample_to_pb, convert.sample_from_pb, SAMPLE),
     ],
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -28,7 +29,7 @@ def group(number: int, k: int = 2, *, born: int = 1, saved: Sequence[int] = (), 
             else ()
         )
         trajectories.append(Trajectory(trajectory_id=one, group_id=number, segments=chain, reward=None))
-    prompt = prompts(number + 1)[number]
+    prompt = prompts(1, first=number)[0]
     return Group(
         group_id=number, epoch=0, prompt=prompt, born=born, state=GroupState.OPEN, trajectories=tuple(trajectories)
     )
@@ -53,7 +54,15 @@ def answer(item: WorkItem, *, stop: Stop = Stop.EOS, count: int = 2, only: int |
         )
         for one in item.trajectories[:only]
     )
-    return WorkResult(item_id=item.item_id, worker="w", segments=segments, failed="", refused_versions=0, seconds=0.0)
+    return WorkResult(
+        item_id=item.item_id,
+        worker="w",
+        trajectories=tuple(one.trajectory_id for one in item.trajectories),
+        segments=segments,
+        failed="",
+        refused_versions=0,
+        seconds=0.0,
+    )
 
 
 def give(work: WorkBuffer, result: WorkResult):  # type: ignore[no-untyped-def]
@@ -147,7 +156,7 @@ def test_a_failed_item_is_ready_again_and_a_group_that_always_fails_rests() -> N
     for _ in range(2):
         (item,) = work.take("w", 100, 1, 0.0)
         give(work, replace(answer(item, only=0), failed="engine gone"))
-    assert (work.take("w", 100, 1, 0.0), work.done, work.failures) == ((), True, 2)
+    assert (work.take("w", 100, 1, 0.0), work.done, work.failures) == ((), True, 4)
 
 
 def test_what_a_worker_no_longer_holds_is_handed_out_again() -> None:
@@ -183,16 +192,15 @@ def test_several_engines_share_what_is_ready_and_the_faster_one_gets_more() -> N
     work = buffer(8, 8)
     for number in range(8):
         work.admit(group(number), {})
-    given = {"fast": 0, "slow": 0}
     running = {"fast": list(work.take("fast", 16, 2, 0.0)), "slow": list(work.take("slow", 16, 2, 0.0))}
-    given = {name: len(items) for name, items in running.items()}
-    assert 0 < given["fast"] <= 4
+    given = {name: sum(len(item.trajectories) for item in items) for name, items in running.items()}
+    assert 0 < given["fast"] <= 8
     while running["fast"]:
         give(work, replace(answer(running["fast"].pop()), worker="fast"))
         more = work.take("fast", 16, 2, 0.0)
         running["fast"] += more
-        given["fast"] += len(more)
-    assert given["fast"] + given["slow"] == 8
+        given["fast"] += sum(len(item.trajectories) for item in more)
+    assert given["fast"] + given["slow"] == 16
     assert given["fast"] > given["slow"]
 
 
@@ -201,6 +209,54 @@ def test_an_idle_worker_with_little_room_gets_a_part_of_a_group() -> None:
     work.admit(group(0, k=5), {})
     (item,) = work.take("w", 3, 1, 0.0)
     assert len(item.trajectories) == 3
+
+
+def test_a_trajectory_counts_when_it_ends_and_its_item_stays_open_for_the_rest() -> None:
+    work = buffer(1, 1)
+    work.admit(group(0, k=3), {})
+    (item,) = work.take("w", 100, 1, 0.0)
+    first, *rest = answer(item).segments
+    part = replace(answer(item), trajectories=(first.trajectory_id,), segments=(first,))
+    assert [one.trajectory_id for one in give(work, part).ended] == [first.trajectory_id]
+    assert (work.holds("w"), work.take("x", 100, 1, 0.0)) == (True, ())
+    failed = replace(part, trajectories=(1,), segments=(), failed="engine gone")
+    give(work, failed)
+    give(work, failed)  # repeated on the way: counts once
+    assert work.failures == 1
+    (again,) = work.take("x", 100, 1, 0.0)
+    assert [one.trajectory_id for one in again.trajectories] == [1]
+    give(work, replace(answer(again), worker="x"))
+    assert give(work, replace(part, trajectories=(2,), segments=(rest[1],))).finished == (0,)
+    assert work.done
+
+
+def calls(act: Callable[[], object]) -> int:
+    """Functions that are called meanwhile."""
+    count = 0
+
+    def see(frame: object, event: str, arg: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(see)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_a_pull_and_a_return_cost_the_same_with_a_thousand_slots_as_with_ten() -> None:
+    costs = []
+    for slots in (10, 1000):
+        work = buffer(slots, slots)
+        for number in range(slots):
+            work.admit(group(number), {})
+        items: list[WorkItem] = []
+        pull = calls(lambda work=work, items=items: items.extend(work.take("w", 4, 2, 0.0)))  # type: ignore[misc]
+        back = calls(lambda work=work, items=items: [give(work, answer(item)) for item in items])  # type: ignore[misc]
+        costs.append((pull, back, calls(work.room), calls(work.settle), calls(lambda work=work: work.reclaim("w", ()))))  # type: ignore[misc]
+    assert all(many <= 1.5 * few + 10 for few, many in zip(*costs, strict=True)), costs
 
 
 def test_enough_finished_groups_from_before_end_the_phase_at_once() -> None:

@@ -59,6 +59,7 @@ def server_args(spec: EngineSpec) -> dict[str, Any]:
         "load_format": "dummy",
         "skip_tokenizer_init": True,
         "skip_server_warmup": True,
+        "incremental_streaming_output": True,  # a streamed event has the tokens since the last one
         "host": "127.0.0.1",
         "port": spec.port,
         "api_key": spec.api_key,

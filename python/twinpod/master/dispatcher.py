@@ -3,9 +3,11 @@ holds the batch for the trainer.
 
 Theory of operation. `run` lays a buffer on the dispatcher and returns when it is done. Meanwhile `pull` answers workers
 (items, `cut`, or nothing after their wait) and `give` takes results: first the sink stores them, then the buffer
-learns what was new, so that nothing counts before it is durable. Whoever changes the buffer wakes the others. A
+learns what was new, so that nothing counts before it is durable. Results that come while others are being stored are
+stored together. Who may find something to do is woken: for work those with room, for the end of a phase everybody. A
 worker says what it holds with every pull: what it should hold and does not was lost on the way and is handed out
-again; so is what a silent worker holds.
+again; so is what a silent worker holds. It also says how many tokens it made since the last pull: a phase in which no
+token is made is stuck, one without a finished answer is not.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from twinpod.errors import EngineFault, StaleEpoch, Unreachable
 from twinpod.master.work_buffer import Ended, WorkBuffer
-from twinpod.records.rollout import Group, Segment, WorkBatch, WorkItem, WorkResult
+from twinpod.records.rollout import Group, PullRequest, Segment, WorkBatch, WorkItem, WorkResult
 from twinpod.records.training import Batch
 
 log = logging.getLogger(__name__)
@@ -79,8 +81,11 @@ class Patience:
     silent_worker_s: float = 45.0  # longer than a worker's longest pull
     cut_s: float = 60.0  # to give back what was cut
     helper_cut_s: float = 3.0  # the same, for workers that nobody waits for
-    stall_s: float = 900.0  # without any result while work is to be done
+    stall_s: float = 900.0  # without a token from any engine while work is to be done
     tick_s: float = 1.0
+
+
+_Give = tuple[Sequence[WorkResult], asyncio.Future[int]]
 
 
 @dataclass(slots=True)
@@ -88,7 +93,9 @@ class _Phase:
     buffer: WorkBuffer
     sink: Sink
     roster: Roster
-    last_result: float
+    alive: float  # when the last token was heard of
+    gives: list[_Give] = field(default_factory=list)  # that wait to be stored
+    storing: asyncio.Task[None] | None = None
 
 
 class Dispatcher:
@@ -99,7 +106,8 @@ class Dispatcher:
         self._clock, self._patience = clock, patience or Patience()
         self._phase: _Phase | None = None
         self._batch: Batch | None = None
-        self._changed = asyncio.Event()
+        self._changed = asyncio.Event()  # there may be work
+        self._turned = asyncio.Event()  # a phase began, closes or is over
         self._filling = asyncio.Lock()
         self._iteration = 0
         self._closed = False
@@ -111,14 +119,14 @@ class Dispatcher:
         came were failures.
         """
         assert self._phase is None, "one phase at a time"
-        self._phase = phase = _Phase(buffer=buffer, sink=sink, roster=roster, last_result=self._clock())
+        self._phase = phase = _Phase(buffer=buffer, sink=sink, roster=roster, alive=self._clock())
         self._iteration = buffer.iteration
         closed_at: float | None = None
         try:
             buffer.settle()
             if self._closed:
                 buffer.close()
-            self._wake()
+            self._turn()
             while not buffer.done:
                 await self._wait(self._patience.tick_s)
                 now = self._clock()
@@ -127,20 +135,22 @@ class Dispatcher:
                     log.warning("items lost with their worker", extra={"items": lost})
                     self._wake()
                 if buffer.closing:
+                    if closed_at is None:
+                        self._turn()
                     closed_at = closed_at or now
                     self._lose_late(phase, now - closed_at, self._patience)
-                elif now - phase.last_result > self._patience.stall_s:
+                elif now - phase.alive > self._patience.stall_s:
                     raise Unreachable(
-                        f"no result for {self._patience.stall_s:.0f} s",
+                        f"no token was generated for {self._patience.stall_s:.0f} s",
                         where="rollout workers",
                         mend="see the inference containers' logs",
                     )
         finally:
             self._phase = None
-            self._wake()
+            self._turn()
         if buffer.failures and not buffer.tokens and not buffer.finished:
             raise EngineFault(
-                f"all {buffer.failures} work items failed, the last one so: {buffer.last_failure}",
+                f"all {buffer.failures} answers failed, the last one so: {buffer.last_failure}",
                 where="rollout workers",
                 mend="see the engines' logs",
             )
@@ -150,7 +160,7 @@ class Dispatcher:
         self._closed = True
         if self._phase:
             self._phase.buffer.close()
-            self._wake()
+            self._turn()
 
     def lose(self, worker: str) -> None:
         """A worker is gone for good: what it holds is handed out again."""
@@ -165,23 +175,24 @@ class Dispatcher:
         if waited_s > patience.cut_s:
             log.warning("cut work was not returned", extra={"items": buffer.lose_all()})
         elif waited_s > patience.helper_cut_s:
-            workers = {held.worker for held in buffer.outstanding.values()}
-            for worker in sorted(worker for worker in workers if not phase.roster.is_awaited(worker)):
+            for worker in (worker for worker in buffer.holders() if not phase.roster.is_awaited(worker)):
                 log.info("cut work is not waited for", extra={"worker": worker, "items": buffer.reclaim(worker, ())})
 
-    async def pull(
-        self, worker: str, epoch: int, version: int, capacity: int, wait_s: float, holding: Sequence[str]
-    ) -> WorkBatch:
+    async def pull(self, asked: PullRequest) -> WorkBatch:
         """Answer a worker within `wait_s` seconds. StaleEpoch when the worker has seen a newer master than us."""
-        if epoch > self.epoch > 0:
-            raise StaleEpoch(f"worker {worker} has seen epoch {epoch}, this is epoch {self.epoch}", where="master")
-        until = self._clock() + wait_s
-        if self._phase and self._phase.buffer.reclaim(worker, holding):
-            log.warning("items lost on the way", extra={"worker": worker})
+        if asked.epoch > self.epoch > 0:
+            raise StaleEpoch(
+                f"worker {asked.worker} has seen epoch {asked.epoch}, this is epoch {self.epoch}", where="master"
+            )
+        until = self._clock() + asked.wait_s
+        if self._phase and asked.tokens_generated:
+            self._phase.alive = self._clock()
+        if self._phase and self._phase.buffer.reclaim(asked.worker, asked.holding):
+            log.warning("items lost on the way", extra={"worker": asked.worker})
             self._wake()
         while True:
-            changed = self._changed
-            if (answer := await self._answer(worker, version, capacity)) is not None:
+            changed = self._changed if asked.capacity > 0 else self._turned
+            if (answer := await self._answer(asked.worker, asked.version, asked.capacity)) is not None:
                 return answer
             left = until - self._clock()
             if left <= 0 or not await _happens(changed, left):
@@ -198,23 +209,45 @@ class Dispatcher:
         phase = self._phase
         if phase is None:
             raise Unreachable("no rollout phase is open", where="master", mend="give it again with the next one")
-        stored = await phase.sink.store(results)
-        now = self._clock()
-        fresh = {(segment.trajectory_id, segment.index): segment for segment in stored}
-        for result in results:
-            mine = [
-                segment for segment in (fresh.pop((s.trajectory_id, s.index), None) for s in result.segments) if segment
-            ]
-            taken = phase.buffer.returned(result, mine, now)
-            if taken.ended:
-                phase.sink.judge(taken.ended)
-            if result.failed:
-                log.warning(
-                    "work item failed", extra={"item": result.item_id, "worker": result.worker, "why": result.failed}
-                )
-        phase.last_result = now
-        self._wake()
-        return len(stored)
+        stored: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        phase.gives.append((results, stored))
+        if phase.storing is None:
+            phase.storing = asyncio.create_task(self._store(phase))
+        return await stored
+
+    async def _store(self, phase: _Phase) -> None:
+        """Everything that waits, in one go; again for what came meanwhile."""
+        while phase.gives:
+            gives, phase.gives = phase.gives, []
+            try:
+                stored = await phase.sink.store([result for results, _ in gives for result in results])
+            except Exception as error:  # noqa: BLE001  # every caller is told
+                for _, answer in gives:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            fresh = {(segment.trajectory_id, segment.index): segment for segment in stored}
+            for results, answer in gives:
+                count = sum(self._learn(phase, result, fresh) for result in results)
+                if not answer.done():
+                    answer.set_result(count)
+            phase.alive = self._clock()
+            if phase.buffer.closing:
+                self._turn()
+            elif phase.buffer.ready or phase.buffer.room():
+                self._wake()
+        phase.storing = None
+
+    def _learn(self, phase: _Phase, result: WorkResult, fresh: dict[tuple[int, int], Segment]) -> int:
+        """The buffer hears of a result; what is new of it is taken out of `fresh`. Returns how many segments were."""
+        known = [fresh.pop((segment.trajectory_id, segment.index), None) for segment in result.segments]
+        mine = [segment for segment in known if segment]
+        taken = phase.buffer.returned(result, mine, self._clock())
+        if taken.ended and phase is self._phase:  # else the next phase finds them unscored
+            phase.sink.judge(taken.ended)
+        if result.failed:
+            log.warning("work failed", extra={"item": result.item_id, "worker": result.worker, "why": result.failed})
+        return len(mine)
 
     def lay_batch(self, batch: Batch | None) -> None:
         """The batch that the trainer may fetch from now on."""
@@ -235,15 +268,19 @@ class Dispatcher:
         buffer = phase.buffer
         buffer.heard(worker, self._clock())
         if buffer.closing:
-            return self._pulled(cut=True, items=()) if buffer.held_by(worker) else None
+            return self._pulled(cut=True, items=()) if buffer.holds(worker) else None
         if version != buffer.version or capacity <= 0 or not phase.roster.takes_part(worker):
             return None
-        async with self._filling:
-            if room := buffer.room():
-                for group in await phase.sink.begin(room):
-                    buffer.admit(group, {})
+        if buffer.room():  # to its end, also when the worker hangs up: groups that were begun are in the buffer
+            await asyncio.shield(asyncio.create_task(self._fill(phase)))
         items = buffer.take(worker, capacity, phase.roster.engines, self._clock())
         return self._pulled(cut=False, items=items) if items else None
+
+    async def _fill(self, phase: _Phase) -> None:
+        async with self._filling:
+            if room := phase.buffer.room():
+                for group in await phase.sink.begin(room):
+                    phase.buffer.admit(group, {})
 
     def _pulled(self, *, cut: bool, items: tuple[WorkItem, ...]) -> WorkBatch:
         version = self._phase.buffer.version if self._phase else 0
@@ -252,6 +289,11 @@ class Dispatcher:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _turn(self) -> None:
+        self._turned.set()
+        self._turned = asyncio.Event()
+        self._wake()
 
     async def _wait(self, seconds: float) -> None:
         await _happens(self._changed, seconds)

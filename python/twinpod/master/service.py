@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ from twinpod.errors import Unreachable
 from twinpod.master.dispatcher import Dispatcher
 from twinpod.records.life import Command, Reply
 from twinpod.rpc.channel import ask, client_channel
-from twinpod.rpc.convert import batch_to_parts, command_to_pb, reply_from_pb, work_item_to_pb, work_result_from_pb
+from twinpod.rpc.convert import (
+    batch_to_parts,
+    command_to_pb,
+    pull_from_pb,
+    reply_from_pb,
+    work_batch_to_pb,
+    work_result_from_pb,
+)
 from twinpod.rpc.v1 import half_pb2_grpc, master_pb2, master_pb2_grpc
 
 LONGEST_PULL_S = 20.0
@@ -27,17 +35,8 @@ class MasterService(master_pb2_grpc.MasterServicer):
     ) -> master_pb2.WorkBatch:
         """Long poll for work."""
         self._begun()
-        wait = min(request.wait_s, LONGEST_PULL_S)
-        pulled = await self._dispatcher.pull(
-            request.worker, request.epoch, request.version, request.capacity, wait, tuple(request.holding)
-        )
-        return master_pb2.WorkBatch(
-            epoch=pulled.epoch,
-            iteration=pulled.iteration,
-            version=pulled.version,
-            cut=pulled.cut,
-            items=[work_item_to_pb(item) for item in pulled.items],
-        )
+        asked = pull_from_pb(request)
+        return work_batch_to_pb(await self._dispatcher.pull(replace(asked, wait_s=min(asked.wait_s, LONGEST_PULL_S))))
 
     async def ReturnWork(  # noqa: N802  # the proto's name
         self, request: master_pb2.ReturnRequest, context: Any

@@ -92,12 +92,16 @@ class Resumption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkResult:
-    """A worker's answer to a work item; items not done are given back (`failed`), never dropped in silence."""
+    """What a worker is done with of a work item: its trajectories come back as each ends, in several results.
+
+    What is not done is given back (`failed`), never dropped in silence.
+    """
 
     item_id: str
     worker: str
+    trajectories: tuple[int, ...]  # of the item that the worker is done with now; one without a segment is given back
     segments: tuple[Segment, ...]
-    failed: str  # empty, or what went wrong with the rest of the item
+    failed: str  # empty, or what went wrong with those that have no segment
     refused_versions: int  # answers thrown away because another version made them
     seconds: float
 
@@ -111,6 +115,7 @@ class PullRequest:
     version: int  # weights that its engine serves
     capacity: int  # trajectories that it can take on now
     wait_s: float  # longest the master may keep it waiting
+    tokens_generated: int  # since its last pull that was answered: a sign of life
     # items that it has and has not given back; an item missing here was lost on the way and is free again
     holding: tuple[str, ...]
 

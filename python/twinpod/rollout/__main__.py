@@ -21,7 +21,7 @@ from twinpod.rollout.ports import EngineEndpoint, EnginePort
 from twinpod.rollout.sglang_stream import SGLangStream
 from twinpod.rollout.worker import Worker, WorkerSettings
 from twinpod.rpc.channel import ask, client_channel
-from twinpod.rpc.convert import work_item_from_pb, work_result_to_pb
+from twinpod.rpc.convert import pull_to_pb, work_batch_from_pb, work_result_to_pb
 from twinpod.rpc.v1 import master_pb2, master_pb2_grpc
 
 ENGINE_FILE = "engine.json"  # in the pod's run folder; written by the inference half
@@ -38,23 +38,10 @@ class GrpcMaster:
 
     async def pull(self, pull: PullRequest) -> WorkBatch:
         """Long poll."""
-        request = master_pb2.PullRequest(
-            worker=pull.worker,
-            epoch=pull.epoch,
-            version=pull.version,
-            capacity=pull.capacity,
-            wait_s=pull.wait_s,
-            holding=pull.holding,
-        )
+        request = pull_to_pb(pull)
         timeout = pull.wait_s + PULL_SLACK_S
         answer = await ask(self._stub.PullWork, request, timeout=timeout, where=f"{self._address} PullWork")
-        return WorkBatch(
-            epoch=answer.epoch,
-            iteration=answer.iteration,
-            version=answer.version,
-            cut=answer.cut,
-            items=tuple(work_item_from_pb(item) for item in answer.items),
-        )
+        return work_batch_from_pb(answer)
 
     async def give(self, epoch: int, results: Sequence[WorkResult]) -> None:
         """Stored when it returns."""

@@ -16,8 +16,8 @@ from twinpod.rollout.repeat import find
 
 __all__ = ["budget", "refusal", "repeats", "request_name", "requests", "segment"]
 
-CHECK_EVERY = 32  # fewest tokens between two looks for a repeat while an answer is generated
-CHECKS = 64  # most looks an answer: each brings all its tokens anew
+CHECK_EVERY = 32  # fewest tokens between two reports of an answer: a sign of life, and a look for a repeat
+CHECKS = 64  # most reports an answer
 
 
 def budget(settings: SamplingSettings, done: int) -> int:
@@ -43,7 +43,7 @@ def request_name(item: WorkItem, place: int) -> str:
 def requests(item: WorkItem) -> tuple[EngineRequest, ...]:
     """One request a trajectory: prompt and what it has so far, and the room that is left."""
     settings = item.sampling
-    watch = max(CHECK_EVERY, settings.segment_tokens // CHECKS) if settings.repeat_ngram else 0
+    watch = max(CHECK_EVERY, settings.segment_tokens // CHECKS)
     return tuple(
         EngineRequest(
             name=request_name(item, place),
@@ -116,4 +116,6 @@ def _stop(item: WorkItem, resumption: Resumption, output: EngineOutput, keep: in
         raise ProtocolError("stopped, but its last token is no stop token", where=output.name)
     if output.finish is Finish.ABORT and made < budget(item.sampling, len(resumption.tokens)):
         return Stop.CUT
+    if output.finish is Finish.LENGTH and made < budget(item.sampling, len(resumption.tokens)):
+        return Stop.LENGTH  # the engine has no room for more (context, cache): asked again it would say so again
     return Stop.LENGTH if len(resumption.tokens) + made >= item.sampling.max_tokens else Stop.BUDGET

@@ -28,7 +28,7 @@ class Finish(StrEnum):
 
     RUNNING = "running"  # tokens so far; more will come
     STOP = "stop"  # a stop token, which is the last of the tokens
-    LENGTH = "length"  # as many tokens as asked for
+    LENGTH = "length"  # as many tokens as asked for, or as the engine has room for
     ABORT = "abort"  # cut; the tokens so far are good
     FAILED = "failed"  # refused or broken; the tokens are not to be used
 
@@ -43,7 +43,7 @@ class EngineRequest:
     temperature: float
     top_p: float
     stop_token_ids: tuple[int, ...]
-    report_every: int  # tokens between two RUNNING outputs; 0: only the end matters
+    report_every: int  # fewest tokens between two RUNNING outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,15 +2,17 @@
 loopback only.
 
 Every sequence is a request of its own with a name of ours (`rid`), so that one can be aborted alone; the answers come
-as server-sent events, each with all tokens so far. `stream_interval` keeps SGLang from sending every token: without
-repeat detection only the first and the last event of a sequence travel. (0.5.23; an event's fields are those of
-`tokenizer_manager.py`: `output_ids`, `meta_info`, `index`.)
+as server-sent events, each with the tokens since the last (`incremental_streaming_output`). `stream_interval` keeps
+SGLang from sending every token. (0.5.23; an event's fields are those of `tokenizer_manager.py`: `output_ids`,
+`meta_info`, `index`. An abort of a request that waits again, after its memory was taken back, repeats tokens: what
+counts is `completion_tokens`.)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -24,7 +26,6 @@ from twinpod.rollout.ports import EngineOutput, EngineRequest, Finish
 __all__ = ["SGLangStream"]
 
 _JSON = {"content-type": "application/json"}
-_NEVER = 1 << 20  # tokens between two reports when nobody wants one
 _NAN = "NaN happened"  # SGLang of a drawn id that is no token; it has put an end of text there (`schedule_batch.py`)
 _SEVERAL = -1  # version of an answer that several versions made
 
@@ -51,9 +52,10 @@ class SGLangStream:
             async with self._http.stream("POST", "/generate", content=body, headers=_JSON, timeout=unlimited) as answer:
                 if answer.status_code != 200:
                     raise _error(answer.status_code, _text(await answer.aread()), f"{self._url}/generate")
+                heard: dict[str, _Heard] = {}
                 async for line in answer.aiter_lines():
                     if line.startswith("data: {"):
-                        yield _output(orjson.loads(line[6:]), self._url)
+                        yield _output(orjson.loads(line[6:]), heard, self._url)
         except (httpx.HTTPError, orjson.JSONDecodeError) as error:
             raise EngineFault(f"{type(error).__name__}: {error}", where=f"{self._url}/generate") from error
 
@@ -92,7 +94,7 @@ def _body(requests: Sequence[EngineRequest]) -> bytes:
                 "temperature": request.temperature,
                 "top_p": request.top_p,
                 "stop_token_ids": request.stop_token_ids,
-                "stream_interval": request.report_every or _NEVER,
+                "stream_interval": request.report_every,
             }
             for request in requests
         ],
@@ -103,7 +105,16 @@ def _body(requests: Sequence[EngineRequest]) -> bytes:
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _output(event: dict[str, Any], url: str) -> EngineOutput:
+@dataclass(slots=True)
+class _Heard:
+    """What came of one sequence so far."""
+
+    tokens: list[TokenIds] = field(default_factory=list)
+    logps: list[LogProbs] = field(default_factory=list)
+    count: int = 0
+
+
+def _output(event: dict[str, Any], heard: dict[str, _Heard], url: str) -> EngineOutput:
     """One event; an event that is an error of the whole stream is raised."""
     if "meta_info" not in event:
         trouble = event.get("error")
@@ -111,12 +122,21 @@ def _output(event: dict[str, Any], url: str) -> EngineOutput:
         raise _error(int(trouble.get("code") or 500), str(trouble.get("message")), f"{url}/generate")
     meta = event["meta_info"]
     finish, message = _finish(meta.get("finish_reason"), url)
-    entries = meta.get("output_token_logprobs") or ()
-    tokens = TokenIds(np.array(event.get("output_ids") or (), dtype=TokenIds.dtype))
+    mine = heard.setdefault(meta["id"], _Heard())
+    ids, entries = event.get("output_ids") or [], meta.get("output_token_logprobs") or []
+    fresh = min(len(ids), int(meta.get("completion_tokens", mine.count + len(ids))) - mine.count)
+    ids, entries = ids[len(ids) - fresh :], entries[max(0, len(entries) - fresh) :]
+    mine.count += fresh
+    mine.tokens.append(TokenIds(np.array(ids, dtype=TokenIds.dtype)))
     known = (math.nan if entry[0] is None else entry[0] for entry in entries)  # null: JSON has no NaN
-    logps = LogProbs(np.fromiter(known, dtype=LogProbs.dtype, count=len(entries)))
+    mine.logps.append(LogProbs(np.fromiter(known, dtype=LogProbs.dtype, count=len(entries))))
     return EngineOutput(
-        name=meta["id"], tokens=tokens, logps=logps, finish=finish, version=_version(meta, url), message=message
+        name=meta["id"],
+        tokens=TokenIds.joined(mine.tokens),
+        logps=LogProbs.joined(mine.logps),
+        finish=finish,
+        version=_version(meta, url),
+        message=message,
     )
 
 

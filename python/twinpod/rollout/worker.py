@@ -3,13 +3,13 @@
 Theory of operation
 -------------------
 One pull is under way at a time, a long poll. What it brings goes to the engine as one stream; every trajectory that
-ends makes a segment, every item whose trajectories all ended makes a result, and one task gives whatever results are
-ready to the master, again and again until they are stored. So a fast engine gets more work simply because it asks more
-often.
+ends makes room at once, and one task gives whatever has ended to the master, again and again until it is stored. So a
+fast engine gets more work simply because it asks more often. Without room the poll goes on, to hear of a cut; as soon
+as there is room it is begun anew.
 
-An item that was taken is *held* until the master has its result. Whatever goes wrong becomes part of the result
+An item that was taken is *held* until the master has all its trajectories. Whatever goes wrong becomes part of a result
 (`failed`): engine gone, answer of another version, worker told to stop. Each pull names the held items, so that an
-answer lost on the way costs nothing either.
+answer lost on the way costs nothing either, and says how many tokens were generated since the last.
 
     no engine ──engine.json──► serving ──cut──► abort, wait for the streams, give back ──► serving
         ▲                         │
@@ -32,14 +32,8 @@ from typing import Any
 from twinpod.errors import EngineFault, ProtocolError, StaleEpoch, TwinpodError, Unreachable, WrongVersion
 from twinpod.records.rollout import PullRequest, Segment, WorkBatch, WorkItem, WorkResult
 from twinpod.rollout import plan
-from twinpod.rollout.ports import (
-    EngineEndpoint,
-    EngineOutput,
-    EnginePort,
-    EngineSource,
-    Finish,
-    MasterPort,
-)
+from twinpod.rollout.ports import EngineEndpoint, EngineOutput, EnginePort, EngineSource, Finish, MasterPort
+from twinpod.rpc.limits import MESSAGE_BYTES, closed_bytes, line, result_bytes, segment_bytes
 
 __all__ = ["Worker", "WorkerSettings"]
 
@@ -55,30 +49,43 @@ class WorkerSettings:
     """The worker's limits; times in seconds."""
 
     capacity: int  # trajectories at a time
-    pull_wait_s: float = 5.0  # of a pull when idle
-    busy_wait_s: float = 0.25  # of a pull while something runs: room may become free meanwhile
-    full_wait_s: float = 0.1  # longest between two pulls when there is no room: a cut must be heard
+    pull_wait_s: float = 5.0  # of a pull
     pause_s: float = 0.05  # before a pull after one that brought nothing but trouble
     retry_s: float = 0.1  # first wait before the master or a faulty engine is asked again; doubles
     retry_most_s: float = 2.0
     abort_again_s: float = 0.05  # an abort may miss requests that are on their way; it is repeated
     cut_s: float = 10.0  # after which an engine that does not obey an abort is given up
     farewell_s: float = 5.0  # to give back the last results when told to stop
-    give_tokens: int = 500_000  # in one message to the master
+    give_bytes: int = MESSAGE_BYTES  # in one message to the master
 
 
 @dataclass(slots=True)
 class _Held:
-    """An item from pull to result. `open`: places whose last output is to come."""
+    """An item from pull to the last result."""
 
     item: WorkItem
     epoch: int
     began: float
-    open: set[int]
-    segments: list[Segment] = field(default_factory=list)
-    troubles: list[str] = field(default_factory=list)
-    refused: int = 0
-    seen: dict[int, int] = field(default_factory=dict)  # new tokens a place, searched for repeats
+    open: set[int]  # places whose last output is to come
+    left: int  # places that the master does not have yet
+    made: dict[int, int] = field(default_factory=dict)  # new tokens a place, as last heard
+    repeating: set[int] = field(default_factory=set)  # places that were told to end
+
+
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """A trajectory that the worker is done with, until the master has it."""
+
+    held: _Held
+    trajectory_id: int
+    segment: Segment | None
+    trouble: str  # empty when there is a segment
+    refused: bool  # other weights answered
+
+    @property
+    def nbytes(self) -> int:
+        """In a message."""
+        return closed_bytes(self.trouble) + (segment_bytes(self.segment) if self.segment else 0)
 
 
 class Worker:
@@ -90,7 +97,8 @@ class Worker:
         self._name, self._master, self._engines, self._settings = name, master, engines, settings
         self._epoch = 0
         self._held: dict[str, _Held] = {}
-        self._ready: list[tuple[int, WorkResult]] = []  # epoch, result; in order
+        self._ready: list[_Closed] = []  # in order
+        self._generated = 0  # tokens since the last pull that was answered
         self._streams: set[asyncio.Task[None]] = set()
         self._running = 0  # trajectories in the engine
         self._faults = 0  # of the engine in a row
@@ -119,7 +127,7 @@ class Worker:
             giver.cancel()
             await asyncio.gather(giver, stopping, return_exceptions=True)
         if self._ready:
-            log.warning("stopped with %d results that the master did not take", len(self._ready))
+            log.warning("stopped with %d answers that the master did not take", len(self._ready))
 
     async def _serve(self, serving: EngineEndpoint, stopping: asyncio.Task[bool]) -> None:
         """Keep one engine busy until it is gone or the worker is told to stop."""
@@ -129,9 +137,10 @@ class Worker:
         self._faults = 0
         try:
             while not (gone.done() or stopping.done()):
-                await self._wait_for_room(gone, stopping)
+                if self._faults and self._running < self._settings.capacity:
+                    await _first(gone, stopping, timeout=_backoff(self._settings, self._faults))
                 pulling = asyncio.create_task(self._pull(serving))
-                await _first(pulling, gone, stopping)
+                await self._first_or_room(pulling, gone, stopping)
                 if not pulling.done():  # what it would have brought is not in `holding` of the next pull
                     pulling.cancel()
                     await asyncio.gather(pulling, return_exceptions=True)
@@ -142,26 +151,26 @@ class Worker:
             await self._cut(engine)
             await engine.close()
 
-    async def _wait_for_room(self, *ends: _End) -> None:
-        """Wait until a pull makes sense: there is room, or a cut may have to be heard. Longer after faults."""
-        if self._running >= self._settings.capacity:
-            self._freed.clear()
-            freed = asyncio.create_task(self._freed.wait())
-            await _first(freed, *ends, timeout=self._settings.full_wait_s)
-            freed.cancel()
-        if self._faults:
-            await _first(*ends, timeout=_backoff(self._settings, self._faults))
+    async def _first_or_room(self, *tasks: asyncio.Task[Any]) -> None:
+        """Return when one of the tasks is done, or when there is room where there was none."""
+        if self._running < self._settings.capacity:
+            await _first(*tasks)
+            return
+        self._freed.clear()
+        freed = asyncio.create_task(self._freed.wait())
+        await _first(freed, *tasks)
+        freed.cancel()
 
     async def _pull(self, serving: EngineEndpoint) -> WorkBatch | None:
         """One pull; None when the master could not be asked (after a pause) or is older than one already seen."""
-        room = max(0, self._settings.capacity - self._running)
-        wait = self._settings.busy_wait_s if self._running else self._settings.pull_wait_s
+        generated = self._generated
         pull = PullRequest(
             worker=self._name,
             epoch=self._epoch,
             version=serving.version,
-            capacity=room,
-            wait_s=wait if room else 0.0,
+            capacity=max(0, self._settings.capacity - self._running),
+            wait_s=self._settings.pull_wait_s,
+            tokens_generated=generated,
             holding=tuple(self._held),
         )
         try:
@@ -170,6 +179,7 @@ class Worker:
             log.warning("no work: %s", error)
             await asyncio.sleep(self._settings.retry_s)
             return None
+        self._generated -= generated
         if pulled.epoch >= self._epoch:
             return pulled
         log.warning("a master of epoch %d answers, epoch %d was seen", pulled.epoch, self._epoch)
@@ -197,13 +207,14 @@ class Worker:
         now = asyncio.get_running_loop().time()
         able: list[_Held] = []
         for item in items:
-            held = _Held(item=item, epoch=self._epoch, began=now, open=set(range(len(item.trajectories))))
+            count = len(item.trajectories)
+            held = _Held(item=item, epoch=self._epoch, began=now, open=set(range(count)), left=count)
             self._held[item.item_id] = held
+            self._running += count
             if reason := plan.refusal(item, serving.version):
-                held.refused = int(item.version != serving.version)
-                self._give_up(held, reason)
+                for place in range(count):
+                    self._close(held, place, trouble=reason, refused=item.version != serving.version)
             else:
-                self._running += len(held.open)
                 able.append(held)
         if able:
             self._start(able, engine)
@@ -241,61 +252,42 @@ class Worker:
             left = [(held, place) for held, place in places.values() if place in held.open]
             self._faults += bool(left)
             for held, place in left:
-                self._close(held, place, reason)
+                self._close(held, place, trouble=reason)
 
     async def _hear(self, output: EngineOutput, held: _Held, place: int, engine: EnginePort) -> None:
         """Take one output: look for a repeat in a running one, make a segment of a last one."""
         if place not in held.open:
             return
+        seen = held.made.get(place, 0)
+        held.made[place] = len(output.tokens)
+        self._generated += len(output.tokens) - seen
         if output.finish is Finish.RUNNING:
-            seen = held.seen.get(place, 0)
-            if seen >= 0 and plan.repeats(held.item, place, output.tokens, seen) is not None:
-                held.seen[place] = -1  # found; told once
+            if place not in held.repeating and plan.repeats(held.item, place, output.tokens, seen) is not None:
+                held.repeating.add(place)  # told once
                 try:
                     await engine.abort(output.name)
                 except TwinpodError as error:  # it runs on in vain; what is too much is cut off at its end
                     log.warning("a repeating answer could not be stopped: %s", error)
-            elif seen >= 0:
-                held.seen[place] = len(output.tokens)
             return
         try:
             segment = plan.segment(held.item, place, output, self._name)
         except WrongVersion as error:
-            held.refused += 1
-            self._close(held, place, error.line())
+            self._close(held, place, trouble=error.line(), refused=True)
         except (ProtocolError, EngineFault) as error:
-            self._close(held, place, error.line())
+            self._close(held, place, trouble=error.line())
         else:
             self._faults = 0
-            if segment is not None:
-                held.segments.append(segment)
-            self._close(held, place, "" if segment is not None else _NOT_BEGUN)
+            self._close(held, place, segment, trouble="" if segment else _NOT_BEGUN)
 
-    def _close(self, held: _Held, place: int, trouble: str) -> None:
-        """One trajectory of the item is done with; the last one makes the result."""
+    def _close(
+        self, held: _Held, place: int, segment: Segment | None = None, *, trouble: str = "", refused: bool = False
+    ) -> None:
+        """One trajectory of an item is done with: there is room, and the master is to have it."""
         held.open.discard(place)
         self._running -= 1
         self._freed.set()
-        if trouble and trouble not in held.troubles:
-            held.troubles.append(trouble)
-        if not held.open:
-            self._finish(held)
-
-    def _give_up(self, held: _Held, reason: str) -> None:
-        held.open.clear()
-        held.troubles.append(reason)
-        self._finish(held)
-
-    def _finish(self, held: _Held) -> None:
-        result = WorkResult(
-            item_id=held.item.item_id,
-            worker=self._name,
-            segments=tuple(sorted(held.segments, key=lambda segment: segment.trajectory_id)),
-            failed="; ".join(held.troubles),
-            refused_versions=held.refused,
-            seconds=asyncio.get_running_loop().time() - held.began,
-        )
-        self._ready.append((held.epoch, result))
+        one = held.item.trajectories[place].trajectory_id
+        self._ready.append(_Closed(held, one, segment, line(trouble), refused))
         self._none_ready.clear()
         self._some_ready.set()
 
@@ -316,13 +308,14 @@ class Worker:
         await asyncio.gather(*self._streams, return_exceptions=True)
 
     async def _give_for_ever(self) -> None:
-        """Give results to the master as they become ready; keep them until they are stored."""
+        """Give what has ended to the master; keep it until it is stored."""
         failures = 0
         while True:
             await self._some_ready.wait()
-            epoch, results = self._next_message()
+            closed = self._next_message()
+            epoch = closed[0].held.epoch
             try:
-                await self._master.give(epoch, results)
+                await self._master.give(epoch, self._results(closed))
                 failures = 0
             except TwinpodError as error:
                 if error.retryable:
@@ -331,29 +324,47 @@ class Worker:
                     await asyncio.sleep(_backoff(self._settings, failures))
                     continue
                 log.log(logging.INFO if isinstance(error, StaleEpoch) else logging.ERROR, "results dropped: %s", error)
-            given = {result.item_id for result in results}
-            for item_id in given:
-                if (held := self._held.get(item_id)) is not None and held.epoch == epoch:
-                    del self._held[item_id]
-            self._settle([pair for pair in self._ready if pair[0] != epoch or pair[1].item_id not in given])
+            for one in closed:
+                one.held.left -= 1
+                if not one.held.left and self._held.get(one.held.item.item_id) is one.held:
+                    del self._held[one.held.item.item_id]
+            del self._ready[: len(closed)]
+            if not self._ready:
+                self._some_ready.clear()
+                self._none_ready.set()
 
-    def _next_message(self) -> tuple[int, tuple[WorkResult, ...]]:
-        """The first results that are ready, of one epoch, as many as fit into a message."""
-        epoch = self._ready[0][0]
-        results: list[WorkResult] = []
-        tokens = 0
-        for its_epoch, result in self._ready:
-            tokens += sum(len(segment.tokens) for segment in result.segments)
-            if its_epoch != epoch or (results and tokens > self._settings.give_tokens):
+    def _next_message(self) -> list[_Closed]:
+        """The first that are ready, of one epoch, as many as fit into a message; one at least."""
+        closed: list[_Closed] = []
+        items: set[str] = set()
+        size = 0
+        for one in self._ready:
+            item_id = one.held.item.item_id
+            size += one.nbytes + (0 if item_id in items else result_bytes(item_id, self._name))
+            if closed and (size > self._settings.give_bytes or one.held.epoch != closed[0].held.epoch):
                 break
-            results.append(result)
-        return epoch, tuple(results)
+            items.add(item_id)
+            closed.append(one)
+        return closed
 
-    def _settle(self, ready: list[tuple[int, WorkResult]]) -> None:
-        self._ready = ready
-        if not ready:
-            self._some_ready.clear()
-            self._none_ready.set()
+    def _results(self, closed: Sequence[_Closed]) -> list[WorkResult]:
+        """One result an item."""
+        now = asyncio.get_running_loop().time()
+        items: dict[str, list[_Closed]] = {}
+        for one in closed:
+            items.setdefault(one.held.item.item_id, []).append(one)
+        return [
+            WorkResult(
+                item_id=item_id,
+                worker=self._name,
+                trajectories=tuple(one.trajectory_id for one in ones),
+                segments=tuple(one.segment for one in ones if one.segment),
+                failed="; ".join(dict.fromkeys(one.trouble for one in ones if one.trouble)),
+                refused_versions=sum(one.refused for one in ones),
+                seconds=now - ones[0].held.began,
+            )
+            for item_id, ones in items.items()
+        ]
 
 
 def _backoff(settings: WorkerSettings, failures: int) -> float:

@@ -29,6 +29,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from twinpod.errors import EnvironmentFault, InputError, TwinpodError
 from twinpod.rpc import errors
+from twinpod.rpc.limits import MESSAGE_LIMIT
 from twinpod.rpc.renewal import RenewingBlockingChannel, RenewingChannel
 from twinpod.rpc.v1 import half_pb2_grpc, master_pb2_grpc
 
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-MESSAGE_LIMIT = 16 << 20  # bytes
 _SHARED_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),

@@ -13,7 +13,17 @@ from typing import TypeVar
 from twinpod.errors import ProtocolError
 from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.life import Command, HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.rollout import Resumption, SamplingSettings, Segment, SegmentKind, Stop, WorkItem, WorkResult
+from twinpod.records.rollout import (
+    PullRequest,
+    Resumption,
+    SamplingSettings,
+    Segment,
+    SegmentKind,
+    Stop,
+    WorkBatch,
+    WorkItem,
+    WorkResult,
+)
 from twinpod.records.training import Batch, Sample
 from twinpod.rpc.v1 import half_pb2, master_pb2
 
@@ -214,6 +224,7 @@ def work_result_to_pb(result: WorkResult) -> master_pb2.WorkResult:
         failed=result.failed,
         refused_versions=result.refused_versions,
         seconds=result.seconds,
+        trajectories=result.trajectories,
     )
 
 
@@ -226,6 +237,55 @@ def work_result_from_pb(message: master_pb2.WorkResult) -> WorkResult:
         failed=message.failed,
         refused_versions=message.refused_versions,
         seconds=message.seconds,
+        trajectories=tuple(message.trajectories),
+    )
+
+
+def pull_to_pb(pull: PullRequest) -> master_pb2.PullRequest:
+    """A worker's request for work."""
+    return master_pb2.PullRequest(
+        worker=pull.worker,
+        epoch=pull.epoch,
+        version=pull.version,
+        capacity=pull.capacity,
+        wait_s=pull.wait_s,
+        holding=pull.holding,
+        tokens_generated=pull.tokens_generated,
+    )
+
+
+def pull_from_pb(message: master_pb2.PullRequest) -> PullRequest:
+    """A worker's request for work."""
+    return PullRequest(
+        worker=message.worker,
+        epoch=message.epoch,
+        version=message.version,
+        capacity=message.capacity,
+        wait_s=message.wait_s,
+        holding=tuple(message.holding),
+        tokens_generated=message.tokens_generated,
+    )
+
+
+def work_batch_to_pb(batch: WorkBatch) -> master_pb2.WorkBatch:
+    """The master's answer to a pull."""
+    return master_pb2.WorkBatch(
+        epoch=batch.epoch,
+        iteration=batch.iteration,
+        version=batch.version,
+        cut=batch.cut,
+        items=[work_item_to_pb(item) for item in batch.items],
+    )
+
+
+def work_batch_from_pb(message: master_pb2.WorkBatch) -> WorkBatch:
+    """The master's answer to a pull."""
+    return WorkBatch(
+        epoch=message.epoch,
+        iteration=message.iteration,
+        version=message.version,
+        cut=message.cut,
+        items=tuple(work_item_from_pb(item) for item in message.items),
     )
 
 

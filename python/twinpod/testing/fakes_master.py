@@ -34,7 +34,7 @@ from twinpod.master.sinks import AsyncBooks
 from twinpod.master.worker_group import WorkerGroup
 from twinpod.records import codec
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.rollout import WorkItem
+from twinpod.records.rollout import PullRequest, WorkItem
 from twinpod.records.training import Batch
 from twinpod.records.weights import ServeRequest, ShardRecord
 from twinpod.reward.port import RewardPort
@@ -204,7 +204,17 @@ class World:
         """A worker that generates at once, and gives back half of an item first when the phase is cut."""
         held: list[WorkItem] = []
         while True:
-            pulled = await dispatcher.pull(name, 0, self.served.get(name, 0), 4, 0.01, [item.item_id for item in held])
+            pulled = await dispatcher.pull(
+                PullRequest(
+                    worker=name,
+                    epoch=0,
+                    version=self.served.get(name, 0),
+                    capacity=4,
+                    wait_s=0.01,
+                    tokens_generated=0,
+                    holding=tuple(item.item_id for item in held),
+                )
+            )
             held += pulled.items
             if not held:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from twinpod.errors import EngineFault, StaleEpoch
@@ -155,6 +156,8 @@ class FakeMaster:
         self.epoch, self.version, self.cut = epoch, version, False
         self.free = list(items)
         self.given: dict[str, tuple[str, WorkItem]] = {}  # item id: worker, item
+        self._open: dict[str, set[int]] = {}  # item id: trajectories that are to come back
+        self._back = 0  # items that have come back
         self.results: list[WorkResult] = []
         self.pulls: list[PullRequest] = []
         self._changed = asyncio.Condition()
@@ -167,9 +170,9 @@ class FakeMaster:
             self._changed.notify_all()
 
     async def returned(self, count: int) -> list[WorkResult]:
-        """Wait for so many results in all."""
+        """Wait until so many items have come back in all; their results, each of some of an item's trajectories."""
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self.results) >= count)
+            await self._changed.wait_for(lambda: self._back >= count)
         return self.results
 
     async def pull(self, pull: PullRequest) -> WorkBatch:
@@ -177,6 +180,8 @@ class FakeMaster:
         self.pulls.append(pull)
         lost = [key for key, (worker, _) in self.given.items() if worker == pull.worker and key not in pull.holding]
         self.free.extend(self.given.pop(key)[1] for key in lost)
+        for key in lost:
+            del self._open[key]
         async with self._changed:
             try:
                 ready = self._changed.wait_for(lambda: bool((self.cut and pull.holding) or self._fitting(pull)))
@@ -187,6 +192,7 @@ class FakeMaster:
         for item in items:
             self.free.remove(item)
             self.given[item.item_id] = (pull.worker, item)
+            self._open[item.item_id] = {one.trajectory_id for one in item.trajectories}
         return WorkBatch(epoch=self.epoch, iteration=1, version=self.version, cut=self.cut, items=items)
 
     async def give(self, epoch: int, results: Sequence[WorkResult]) -> None:
@@ -194,7 +200,15 @@ class FakeMaster:
         if epoch != self.epoch:
             raise StaleEpoch(f"of epoch {epoch}, this is {self.epoch}")
         async with self._changed:
-            self.results.extend(result for result in results if self.given.pop(result.item_id, None))
+            for result in results:
+                left = self._open.get(result.item_id, set())
+                if left.intersection(result.trajectories):
+                    new = tuple(segment for segment in result.segments if segment.trajectory_id in left)
+                    self.results.append(replace(result, segments=new))
+                    left.difference_update(result.trajectories)
+                    if not left:
+                        del self.given[result.item_id], self._open[result.item_id]
+                        self._back += 1
             self._changed.notify_all()
 
     def _fitting(self, pull: PullRequest) -> list[WorkItem]:

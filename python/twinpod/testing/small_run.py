@@ -86,7 +86,13 @@ def generate(item: WorkItem, worker: str, cut_after: int = 1_000_000) -> WorkRes
             )
         )
     return WorkResult(
-        item_id=item.item_id, worker=worker, segments=tuple(segments), failed="", refused_versions=0, seconds=0.0
+        item_id=item.item_id,
+        worker=worker,
+        trajectories=tuple(one.trajectory_id for one in item.trajectories),
+        segments=tuple(segments),
+        failed="",
+        refused_versions=0,
+        seconds=0.0,
     )
 
 

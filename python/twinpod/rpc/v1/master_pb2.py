@@ -24,37 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btwinpod/rpc/v1/master.proto\x12\x0etwinpod.rpc.v1\"p\n\x0bPullRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x10\n\x08\x63\x61pacity\x18\x04 \x01(\x05\x12\x0e\n\x06wait_s\x18\x05 \x01(\x01\x12\x0f\n\x07holding\x18\x06 \x03(\t\"t\n\tWorkBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x11\n\titeration\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0b\n\x03\x63ut\x18\x04 \x01(\x08\x12\'\n\x05items\x18\x05 \x03(\x0b\x32\x18.twinpod.rpc.v1.WorkItem\"\xc1\x01\n\x08WorkItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x0c\x12\x30\n\x0ctrajectories\x18\x05 \x03(\x0b\x32\x1a.twinpod.rpc.v1.Resumption\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.twinpod.rpc.v1.Sampling\x12\x0c\n\x04seed\x18\x07 \x01(\x03\"B\n\nResumption\x12\x15\n\rtrajectory_id\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x0c\"\x9e\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\x16\n\x0esegment_tokens\x18\x03 \x01(\x05\x12\x12\n\nmax_tokens\x18\x04 \x01(\x05\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\x05\x12\x14\n\x0crepeat_ngram\x18\x06 \x01(\x05\x12\x14\n\x0crepeat_count\x18\x07 \x01(\x05\"\x88\x01\n\x07Segment\x12\x15\n\rtrajectory_id\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0e\n\x06tokens\x18\x04 \x01(\x0c\x12\r\n\x05logps\x18\x05 \x01(\x0c\x12\x0c\n\x04stop\x18\x06 \x01(\t\x12\x0b\n\x03pod\x18\x07 \x01(\t\x12\x0c\n\x04kind\x18\x08 \x01(\t\"\x93\x01\n\nWorkResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12)\n\x08segments\x18\x03 \x03(\x0b\x32\x17.twinpod.rpc.v1.Segment\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\t\x12\x18\n\x10refused_versions\x18\x05 \x01(\x05\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\"K\n\rReturnRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12+\n\x07results\x18\x02 \x03(\x0b\x32\x1a.twinpod.rpc.v1.WorkResult\"\x1d\n\x0bReturnReply\x12\x0e\n\x06stored\x18\x01 \x01(\x05\"0\n\x0c\x42\x61tchRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x11\n\titeration\x18\x02 \x01(\x03\"l\n\tBatchPart\x12\x11\n\titeration\x18\x01 \x01(\x03\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\ngroup_size\x18\x03 \x01(\x05\x12\'\n\x07samples\x18\x04 \x03(\x0b\x32\x16.twinpod.rpc.v1.Sample\"\x95\x01\n\x06Sample\x12\r\n\x05group\x18\x01 \x01(\x05\x12\x15\n\rprompt_tokens\x18\x02 \x03(\x05\x12\x17\n\x0fresponse_tokens\x18\x03 \x03(\x05\x12\x17\n\x0f\x62\x65haviour_logps\x18\x04 \x03(\x02\x12\x10\n\x08versions\x18\x05 \x03(\x03\x12\x11\n\tadvantage\x18\x06 \x01(\x01\x12\x0e\n\x06reward\x18\x07 \x01(\x01\x32\xdf\x01\n\x06Master\x12\x42\n\x08PullWork\x12\x1b.twinpod.rpc.v1.PullRequest\x1a\x19.twinpod.rpc.v1.WorkBatch\x12H\n\nReturnWork\x12\x1d.twinpod.rpc.v1.ReturnRequest\x1a\x1b.twinpod.rpc.v1.ReturnReply\x12G\n\nFetchBatch\x12\x1c.twinpod.rpc.v1.BatchRequest\x1a\x19.twinpod.rpc.v1.BatchPart0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btwinpod/rpc/v1/master.proto\x12\x0etwinpod.rpc.v1\"\x8a\x01\n\x0bPullRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x10\n\x08\x63\x61pacity\x18\x04 \x01(\x05\x12\x0e\n\x06wait_s\x18\x05 \x01(\x01\x12\x0f\n\x07holding\x18\x06 \x03(\t\x12\x18\n\x10tokens_generated\x18\x07 \x01(\x03\"t\n\tWorkBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x11\n\titeration\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0b\n\x03\x63ut\x18\x04 \x01(\x08\x12\'\n\x05items\x18\x05 \x03(\x0b\x32\x18.twinpod.rpc.v1.WorkItem\"\xc1\x01\n\x08WorkItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x0c\x12\x30\n\x0ctrajectories\x18\x05 \x03(\x0b\x32\x1a.twinpod.rpc.v1.Resumption\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.twinpod.rpc.v1.Sampling\x12\x0c\n\x04seed\x18\x07 \x01(\x03\"B\n\nResumption\x12\x15\n\rtrajectory_id\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x0c\"\x9e\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\x16\n\x0esegment_tokens\x18\x03 \x01(\x05\x12\x12\n\nmax_tokens\x18\x04 \x01(\x05\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\x05\x12\x14\n\x0crepeat_ngram\x18\x06 \x01(\x05\x12\x14\n\x0crepeat_count\x18\x07 \x01(\x05\"\x88\x01\n\x07Segment\x12\x15\n\rtrajectory_id\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0e\n\x06tokens\x18\x04 \x01(\x0c\x12\r\n\x05logps\x18\x05 \x01(\x0c\x12\x0c\n\x04stop\x18\x06 \x01(\t\x12\x0b\n\x03pod\x18\x07 \x01(\t\x12\x0c\n\x04kind\x18\x08 \x01(\t\"\xa9\x01\n\nWorkResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12)\n\x08segments\x18\x03 \x03(\x0b\x32\x17.twinpod.rpc.v1.Segment\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\t\x12\x18\n\x10refused_versions\x18\x05 \x01(\x05\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12\x14\n\x0ctrajectories\x18\x07 \x03(\x03\"K\n\rReturnRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12+\n\x07results\x18\x02 \x03(\x0b\x32\x1a.twinpod.rpc.v1.WorkResult\"\x1d\n\x0bReturnReply\x12\x0e\n\x06stored\x18\x01 \x01(\x05\"0\n\x0c\x42\x61tchRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x11\n\titeration\x18\x02 \x01(\x03\"l\n\tBatchPart\x12\x11\n\titeration\x18\x01 \x01(\x03\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\ngroup_size\x18\x03 \x01(\x05\x12\'\n\x07samples\x18\x04 \x03(\x0b\x32\x16.twinpod.rpc.v1.Sample\"\x95\x01\n\x06Sample\x12\r\n\x05group\x18\x01 \x01(\x05\x12\x15\n\rprompt_tokens\x18\x02 \x03(\x05\x12\x17\n\x0fresponse_tokens\x18\x03 \x03(\x05\x12\x17\n\x0f\x62\x65haviour_logps\x18\x04 \x03(\x02\x12\x10\n\x08versions\x18\x05 \x03(\x03\x12\x11\n\tadvantage\x18\x06 \x01(\x01\x12\x0e\n\x06reward\x18\x07 \x01(\x01\x32\xdf\x01\n\x06Master\x12\x42\n\x08PullWork\x12\x1b.twinpod.rpc.v1.PullRequest\x1a\x19.twinpod.rpc.v1.WorkBatch\x12H\n\nReturnWork\x12\x1d.twinpod.rpc.v1.ReturnRequest\x1a\x1b.twinpod.rpc.v1.ReturnReply\x12G\n\nFetchBatch\x12\x1c.twinpod.rpc.v1.BatchRequest\x1a\x19.twinpod.rpc.v1.BatchPart0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinpod.rpc.v1.master_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PULLREQUEST']._serialized_start=47
-  _globals['_PULLREQUEST']._serialized_end=159
-  _globals['_WORKBATCH']._serialized_start=161
-  _globals['_WORKBATCH']._serialized_end=277
-  _globals['_WORKITEM']._serialized_start=280
-  _globals['_WORKITEM']._serialized_end=473
-  _globals['_RESUMPTION']._serialized_start=475
-  _globals['_RESUMPTION']._serialized_end=541
-  _globals['_SAMPLING']._serialized_start=544
-  _globals['_SAMPLING']._serialized_end=702
-  _globals['_SEGMENT']._serialized_start=705
-  _globals['_SEGMENT']._serialized_end=841
-  _globals['_WORKRESULT']._serialized_start=844
-  _globals['_WORKRESULT']._serialized_end=991
-  _globals['_RETURNREQUEST']._serialized_start=993
-  _globals['_RETURNREQUEST']._serialized_end=1068
-  _globals['_RETURNREPLY']._serialized_start=1070
-  _globals['_RETURNREPLY']._serialized_end=1099
-  _globals['_BATCHREQUEST']._serialized_start=1101
-  _globals['_BATCHREQUEST']._serialized_end=1149
-  _globals['_BATCHPART']._serialized_start=1151
-  _globals['_BATCHPART']._serialized_end=1259
-  _globals['_SAMPLE']._serialized_start=1262
-  _globals['_SAMPLE']._serialized_end=1411
-  _globals['_MASTER']._serialized_start=1414
-  _globals['_MASTER']._serialized_end=1637
+  _globals['_PULLREQUEST']._serialized_start=48
+  _globals['_PULLREQUEST']._serialized_end=186
+  _globals['_WORKBATCH']._serialized_start=188
+  _globals['_WORKBATCH']._serialized_end=304
+  _globals['_WORKITEM']._serialized_start=307
+  _globals['_WORKITEM']._serialized_end=500
+  _globals['_RESUMPTION']._serialized_start=502
+  _globals['_RESUMPTION']._serialized_end=568
+  _globals['_SAMPLING']._serialized_start=571
+  _globals['_SAMPLING']._serialized_end=729
+  _globals['_SEGMENT']._serialized_start=732
+  _globals['_SEGMENT']._serialized_end=868
+  _globals['_WORKRESULT']._serialized_start=871
+  _globals['_WORKRESULT']._serialized_end=1040
+  _globals['_RETURNREQUEST']._serialized_start=1042
+  _globals['_RETURNREQUEST']._serialized_end=1117
+  _globals['_RETURNREPLY']._serialized_start=1119
+  _globals['_RETURNREPLY']._serialized_end=1148
+  _globals['_BATCHREQUEST']._serialized_start=1150
+  _globals['_BATCHREQUEST']._serialized_end=1198
+  _globals['_BATCHPART']._serialized_start=1200
+  _globals['_BATCHPART']._serialized_end=1308
+  _globals['_SAMPLE']._serialized_start=1311
+  _globals['_SAMPLE']._serialized_end=1460
+  _globals['_MASTER']._serialized_start=1463
+  _globals['_MASTER']._serialized_end=1686
 # @@protoc_insertion_point(module_scope)

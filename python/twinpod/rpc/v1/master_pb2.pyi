@@ -7,20 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PullRequest(_message.Message):
-    __slots__ = ("worker", "epoch", "version", "capacity", "wait_s", "holding")
+    __slots__ = ("worker", "epoch", "version", "capacity", "wait_s", "holding", "tokens_generated")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
     HOLDING_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_GENERATED_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     version: int
     capacity: int
     wait_s: float
     holding: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., capacity: _Optional[int] = ..., wait_s: _Optional[float] = ..., holding: _Optional[_Iterable[str]] = ...) -> None: ...
+    tokens_generated: int
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., capacity: _Optional[int] = ..., wait_s: _Optional[float] = ..., holding: _Optional[_Iterable[str]] = ..., tokens_generated: _Optional[int] = ...) -> None: ...
 
 class WorkBatch(_message.Message):
     __slots__ = ("epoch", "iteration", "version", "cut", "items")
@@ -103,20 +105,22 @@ class Segment(_message.Message):
     def __init__(self, trajectory_id: _Optional[int] = ..., index: _Optional[int] = ..., version: _Optional[int] = ..., tokens: _Optional[bytes] = ..., logps: _Optional[bytes] = ..., stop: _Optional[str] = ..., pod: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
 
 class WorkResult(_message.Message):
-    __slots__ = ("item_id", "worker", "segments", "failed", "refused_versions", "seconds")
+    __slots__ = ("item_id", "worker", "segments", "failed", "refused_versions", "seconds", "trajectories")
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TRAJECTORIES_FIELD_NUMBER: _ClassVar[int]
     item_id: str
     worker: str
     segments: _containers.RepeatedCompositeFieldContainer[Segment]
     failed: str
     refused_versions: int
     seconds: float
-    def __init__(self, item_id: _Optional[str] = ..., worker: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., failed: _Optional[str] = ..., refused_versions: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+    trajectories: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, item_id: _Optional[str] = ..., worker: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., failed: _Optional[str] = ..., refused_versions: _Optional[int] = ..., seconds: _Optional[float] = ..., trajectories: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReturnRequest(_message.Message):
     __slots__ = ("epoch", "results")
