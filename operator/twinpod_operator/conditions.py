@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twinpod.api import names
+from twinpod.api.advice import advice
 from twinpod.api.names import Condition, Reason
 from twinpod.api.types import RLJob
 from twinpod_operator.nouns import Finding, Manifest, Observed, PodView, Reach
@@ -74,7 +75,7 @@ def job_facts(observed: Observed, memory: Memory, job: RLJob, notes: Sequence[Fi
     """All conditions of a valid job. `notes`: what the plan waits for, worst first."""
     suspended = job.spec.suspend and not memory.finished
     chain = [
-        fact(Condition.ACCEPTED, True, Reason.VALID),
+        fact(Condition.ACCEPTED, True, Reason.VALID, "; ".join(f"warning: {line}" for line in advice(job))),
         _quota(observed, memory),
         _scheduled(observed, memory, job, notes),
         _workers(observed, memory, job),

@@ -148,6 +148,25 @@ BAD: tuple[Bad, ...] = (
         'spec.suspend: Invalid value: "string": spec.suspend in body must be of type boolean: "string"',
     ),
     bad(
+        "spec.algorithm.learningRateSchedule",
+        {"decay": "cosine", "minimum": "1e-3"},
+        'spec.algorithm.learningRateSchedule.minimum: "1e-3" is above learningRate ("5e-4"): a decay falls',
+        '"1e-3" is above learningRate ("5e-4"): a decay falls',
+    ),
+    bad(
+        "spec.algorithm.learningRateSchedule",
+        {"warmupIterations": 10},
+        "spec.algorithm.learningRateSchedule.warmupIterations: 10 is no fewer than iterations (10): no iteration would"
+        " have the whole rate",
+        "10 is no fewer than iterations (10): no iteration would have the whole rate",
+    ),
+    bad(
+        "spec.algorithm.learningRateSchedule",
+        {"decay": "exponential"},
+        'spec.algorithm.learningRateSchedule.decay: is "exponential"; must be one of constant, linear, cosine',
+        'spec.algorithm.learningRateSchedule.decay: Unsupported value: "exponential": supported values: "constant",',
+    ),
+    bad(
         "spec.hybrid.replica",
         2,
         "spec.hybrid.replica: unknown field; did you mean replicas?",

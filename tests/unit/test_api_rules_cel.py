@@ -52,6 +52,8 @@ CHANGES: list[tuple[str, Any]] = [
     ("spec.algorithm.betas", ["0.9", "1.0"]),
     ("spec.algorithm.baseline", "logMeanExp"),
     ("spec.algorithm.tau", "0"),
+    ("spec.algorithm.learningRateSchedule.minimum", "6e-4"),
+    ("spec.algorithm.learningRateSchedule.warmupIterations", 100),
     ("spec.rollout.segmentTokens", 7),
     ("spec.rollout.groupsInFlight", 31),
     ("spec.rollout.maxTokens", 64),

@@ -93,6 +93,18 @@ def test_the_sample_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
     assert "RLJob reverse-letters is valid" in capsys.readouterr().out
 
 
+def test_float32_on_accelerators_is_valid_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = SAMPLE.read_text()
+    for dtype, warned in (("float32", True), ("bfloat16", False)):
+        job = tmp_path / f"{dtype}.yaml"
+        with_one = text.replace("  hybrid:\n", "  hybrid:\n    accelerators: 1\n")
+        job.write_text(with_one.replace("  model:\n", f"  model:\n    dtype: {dtype}\n"))
+        assert main(["validate", str(job)]) == 0
+        said = capsys.readouterr()
+        assert "is valid" in said.out
+        assert ("warning: reverse-letters: spec.model.dtype: float32 on accelerators" in said.err) == warned
+
+
 def test_every_document_of_a_file_is_validated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = SAMPLE.with_name("pool.yaml")
     assert main(["validate", str(pool)]) == 0

@@ -52,6 +52,16 @@ def test_a_job_gets_its_children_certificates_and_pods_in_the_first_plan() -> No
     assert sorted(cluster.pods) == ["x-hybrid-0-a1", "x-master-a1"]
 
 
+@pytest.mark.parametrize(("accelerators", "warned"), [(1, True), (0, False)])
+def test_float32_on_accelerators_is_accepted_with_a_warning(accelerators: int, warned: bool) -> None:
+    cluster = FakeCluster()
+    hybrid = {"sharedMemory": "256Mi", "lifeCycle": "Restart", "accelerators": accelerators}
+    key = started(cluster, hybrid=hybrid)
+    status, reason, message = condition(cluster, key, "Accepted")
+    assert (status, reason) == ("True", "Valid")
+    assert message.startswith("warning: spec.model.dtype: float32 on accelerators") == warned
+
+
 def test_at_rest_nothing_is_written() -> None:
     cluster = FakeCluster()
     key = started(cluster)

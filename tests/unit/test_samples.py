@@ -27,6 +27,7 @@ def test_a_sample_is_valid_and_has_at_most_30_lines(path: Path) -> None:
         ("reverse-letters", "Restart", 6, "all"),
         ("reverse-segments", "Restart", 2, "all"),
         ("reverse-keep", "Keep", 6, "all"),
+        ("reverse-bf16", "Restart", 6, "all"),
         ("spell-backward", "Restart", 5, "all"),
         ("smoke", "Restart", 4, "all"),
         ("two-pods", "Restart", 6, "all"),
@@ -36,6 +37,13 @@ def test_a_sample_is_valid_and_has_at_most_30_lines(path: Path) -> None:
 def test_a_sample_is_what_it_says(name: str, cycle: str, segment: int, mask: str) -> None:
     spec = load_run(FOLDER / f"{name}.yaml")[0].spec
     assert (spec.hybrid.life_cycle, spec.rollout.segment_tokens, spec.algorithm.mask) == (cycle, segment, mask)
+
+
+def test_the_sample_in_bfloat16_differs_in_nothing_else_and_has_a_wider_gap() -> None:
+    full, half = (load_manifest(FOLDER / f"{name}.yaml").spec for name in ("reverse-letters", "reverse-bf16"))
+    assert (half.model.dtype, half.algorithm.weights_gap_limit) == ("bfloat16", "1e-1")
+    same = ("iterations", "seed", "dataset", "rollout", "reward", "storage", "hybrid")
+    assert [getattr(full, name) for name in same] == [getattr(half, name) for name in same]
 
 
 def test_two_pods_have_the_task_of_the_first_sample() -> None:

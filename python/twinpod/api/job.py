@@ -34,6 +34,7 @@ from twinpod.api.patch import PodPatch
 from twinpod.api.pods import HybridSpec, ResourceList, Resources, engines_for
 from twinpod.api.resource_rules import JOB_RULES
 from twinpod.api.rules import broken
+from twinpod.api.schedule import LearningRateSchedule
 from twinpod.api.status import JobStatus
 
 
@@ -187,7 +188,8 @@ class AlgorithmSpec(Part):
     steps_per_iteration: Positive = 2
     """Optimizer steps an iteration, each over all its samples."""
     learning_rate: Decimal
-    """Step size of AdamW, constant over the run, as a decimal in quotes."""
+    """Largest step size of AdamW, as a decimal in quotes."""
+    learning_rate_schedule: LearningRateSchedule = LearningRateSchedule()
     betas: Annotated[tuple[Decimal, ...], Field(min_length=2, max_length=2)] = ("0.9", "0.95")
     """Decay rates of AdamW's two moments, each below 1."""
     eps: Decimal = "1e-8"

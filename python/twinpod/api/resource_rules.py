@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twinpod.api.algorithm_rules import ALGORITHM_RULES, above_zero
 from twinpod.api.change_rules import JOB_CHANGES, POOL_CHANGES
 from twinpod.api.engine_rules import JOB_ENGINES, POOL_ENGINES
 from twinpod.api.patch_rules import JOB_PATCHES, POOL_PATCHES
@@ -17,17 +18,6 @@ def _one_of(path: str, *fields: str) -> Rule:
         cel=f"[{listed}].filter(x, x).size() == 1",
         holds=lambda self: sum(has(self, field) for field in fields) == 1,
         message=f"must have exactly one of {', '.join(fields)}",
-    )
-
-
-def _above_zero(path: str, field: str) -> Rule:
-    """A decimal that must not be 0."""
-    return Rule(
-        path=path,
-        field=field,
-        cel=f"double(self.{field}) > 0.0",
-        holds=lambda self: float(getattr(self, field)) > 0.0,
-        message=f'is "{{self.{field}}}"; must be above 0',
     )
 
 
@@ -141,26 +131,6 @@ _DATA = (
     ),
 )
 
-_ALGORITHM = (
-    _above_zero("spec.algorithm", "learningRate"),
-    _above_zero("spec.algorithm", "eps"),
-    _above_zero("spec.algorithm", "clipGrad"),
-    Rule(
-        path="spec.algorithm",
-        field="betas",
-        cel="self.betas.all(b, double(b) < 1.0)",
-        holds=lambda self: all(float(beta) < 1.0 for beta in self.betas),
-        message="each must be below 1",
-    ),
-    Rule(
-        path="spec.algorithm",
-        field="tau",
-        cel="self.baseline != 'logMeanExp' || double(self.tau) > 0.0",
-        holds=lambda self: self.baseline != "logMeanExp" or float(self.tau) > 0.0,
-        message='is "{self.tau}"; baseline logMeanExp divides by it, so it must be above 0',
-    ),
-)
-
 _ROLLOUT = (
     Rule(
         path="spec.rollout",
@@ -184,7 +154,7 @@ _ROLLOUT = (
             " its end, as maxSegmentAge ({self.maxSegmentAge}) allows maxSegmentAge + 1 segments; raise one of them"
         ),
     ),
-    _above_zero("spec.rollout", "temperature"),
+    above_zero("spec.rollout", "temperature"),
     Rule(
         path="spec.rollout",
         field="topP",
@@ -357,7 +327,7 @@ JOB_RULES: tuple[Rule, ...] = (
     *_MODEL,
     *_SOURCE,
     *_DATA,
-    *_ALGORITHM,
+    *ALGORITHM_RULES,
     *_ROLLOUT,
     *_PARALLEL,
     *_HYBRID,

@@ -32,7 +32,7 @@ class Batch:
 class TrainSettings:
     """The algorithm's numbers (paper section 5)."""
 
-    learning_rate: float
+    learning_rate: float  # the largest; see `trainer/schedule.py`
     betas: tuple[float, float]
     weight_decay: float
     eps: float
@@ -44,6 +44,10 @@ class TrainSettings:
     steps: int  # optimizer steps an iteration, each over all samples
     clip_grad: float
     micro_batch_tokens: int  # padded tokens a micro-batch and data-parallel rank
+    warmup_iterations: int = 0
+    decay: str = "constant"  # "constant", "linear" or "cosine"
+    minimum_rate: float = 0.0  # that the decay ends at
+    iterations: int = 0  # of the whole run; of interest to a decay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from twinpod.trainer.loss import check_mask, mean_or_nan, policy_loss, weights_g
 from twinpod.trainer.megatron import RankModel, hidden_of, output_layer, run_schedule
 from twinpod.trainer.optimizer import Optimizer
 from twinpod.trainer.packing import MicroBatch, pack
+from twinpod.trainer.schedule import learning_rate
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ def train_iteration(rank: RankModel, batch: Batch, settings: TrainSettings) -> T
     reference = reference_pass(iteration).over_ranks(rank)
     referenced = time.perf_counter()
 
-    rank.optimizer.begin(settings)
+    rank.optimizer.begin(replace(settings, learning_rate=learning_rate(settings, batch.iteration)))
     losses, norms = [], []
     last = Tally()
     for _ in range(settings.steps):
