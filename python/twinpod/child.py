@@ -57,7 +57,7 @@ class Child:
         ours, theirs = socket.socketpair()
         with theirs:
             self._socket, self._owner = ours, _start_owner(theirs)
-        self.first = self._call((target, argument), start_s)
+        self.first = self._call((target, argument, sys.path), start_s)
 
     def ask(self, request: object, within_s: float) -> Any:
         """The handler's answer. Unreachable after `within_s` seconds, EnvironmentFault when the worker ended."""
@@ -161,7 +161,8 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(connection.fileno(), False)
     os.dup2(2, 1)
-    target, argument = _next(connection)
+    target, argument, folders = _next(connection)
+    sys.path.extend(folder for folder in folders if folder not in sys.path)  # modules that our parent finds, we find
     act: Callable[[], Any] = partial(_open, target, argument)
     handler = None
     while True:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,37 @@ def test_a_bad_line_of_the_data_is_refused_by_its_place(
     assert line in told
     assert told.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [["twinpod"], [sys.executable, "-m", "twinpod.cli"]], ids=["twinpod", "python -m"])
+@pytest.mark.parametrize("place", ["beside", "PYTHONPATH"])
+def test_a_module_of_the_user_s_is_found_beside_the_manifest_and_by_pythonpath(
+    tmp_path: Path, command: list[str], place: str
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    modules = tmp_path / ("elsewhere" if place == "PYTHONPATH" else "")
+    (modules / "my_rewards.py").write_text("def right(prompt, text): return 1.0\n")
+    (modules / "my_data.py").write_text("def some(settings, seed, size): return []\n")
+    reward = 'reward: {kind: entryPoint, target: "my_rewards:rigth"}'
+    text = SAMPLE.read_text().replace("reward: {kind: prefix}", reward)
+    assert reward in text
+    (tmp_path / "reward.yaml").write_text(text)
+    (tmp_path / "data.yaml").write_text(text.replace(ENTRY, 'entryPoint: {target: "my_data:some"}'))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    if place == "PYTHONPATH":
+        environment["PYTHONPATH"] = str(modules)
+    for name, line in (
+        ("reward", "my_rewards has no function 'rigth'"),
+        ("data", "my_data:some has 0 distinct prompts"),
+    ):
+        done = subprocess.run(
+            [*command, "run", str(tmp_path / f"{name}.yaml"), "--local", "--out", str(tmp_path / "run")],
+            cwd="/",
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert line in done.stderr

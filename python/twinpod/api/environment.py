@@ -32,6 +32,7 @@ class Environment:
     shm: Path = field(default=Path(names.ARENA_FOLDER))
     pool_file: Path | None = None  # pool.json, in a pod of a RolloutPool
     grace_s: int = 30  # from SIGTERM to SIGKILL
+    modules: tuple[str, ...] = ()  # folders with Python modules of the user's, searched last
 
     @property
     def model_folder(self) -> Path:
@@ -81,5 +82,6 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         raise InputError(f"{_NUMBERS[wrong[0]]} is {numbers[wrong[0]]!r}, not a number", where="environment")
     whole = {"attempt": 1} | {key: int(text) for key, text in numbers.items()}
     paths = {key: Path(source[name]) for key, name in _PATHS.items() if source.get(name)}
+    modules = tuple(folder for folder in source.get("TWINPOD_MODULES", "").split(os.pathsep) if folder)
     members = tuple(member.strip() for member in source["TWINPOD_ETCD"].split(",") if member.strip())
-    return Environment(**texts, **paths, **whole, etcd=members)  # type: ignore[arg-type]
+    return Environment(**texts, **paths, **whole, etcd=members, modules=modules)  # type: ignore[arg-type]

@@ -136,7 +136,7 @@ class EntryPointSpec(Part):
     """A Python function of the image: `package.module:function`, called with `settings` as keyword arguments."""
 
     target: EntryPointName
-    """The function, as package.module:function; it must be importable in the master's image."""
+    """The function, as package.module:function, importable in the master's image (locally also beside the manifest)."""
     settings: Settings = Field(default_factory=dict)
     """Keyword arguments of the function."""
 

@@ -1,7 +1,10 @@
-"""Greedy answers of an exported folder, by transformers alone: `python -m twinpod.cli.greedy JOB.json FOLDER BOOKS`.
+"""Greedy answers of an exported folder, by transformers alone.
+
+    python -m twinpod.cli.greedy JOB.json FOLDER BOOKS PATH...
 
 A process of its own, because it imports torch and the command line must not. Nothing of Twinpod's trainer or engine
-takes part, so that the number proves the folder. Prints {"exactMatch": ..., "prompts": ...}.
+takes part, so that the number proves the folder. PATH: folders in which who asks finds modules of the user's. Prints
+{"exactMatch": ..., "prompts": ...}.
 """
 
 from __future__ import annotations
@@ -84,4 +87,5 @@ def _answers(model: Any, reading: Tokenizer, rows: list[list[int]], most: int) -
 
 
 if __name__ == "__main__":
+    sys.path.extend(folder for folder in sys.argv[4:] if folder not in sys.path)
     print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))))

@@ -86,7 +86,7 @@ def greedy_match(folder: RunFolder) -> float:
     torch).
     """
     paths = (folder.job_file, folder.export, folder.books)
-    command = [sys.executable, "-m", "twinpod.cli.greedy", *map(str, paths)]
+    command = [sys.executable, "-m", "twinpod.cli.greedy", *map(str, paths), *sys.path]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:

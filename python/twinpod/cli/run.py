@@ -30,6 +30,8 @@ def execute(arguments: argparse.Namespace) -> int:
     """Exit code 0 when the job succeeded, 2 when its input was wrong, 1 when it failed otherwise, 130 and above when a
     signal stopped it.
     """
+    modules = module_folders(arguments.file)
+    sys.path.extend(folder for folder in modules if folder not in sys.path)
     asked, pools = load_run(arguments.file)
     job = overridden(asked, seed=arguments.seed, iterations=arguments.iterations)
     folder = RunFolder(arguments.out or Path("runs") / job.metadata.name)
@@ -42,6 +44,11 @@ def execute(arguments: argparse.Namespace) -> int:
         return write_outcome(job, folder, Console(highlight=False), check_export=not arguments.no_check)
     isolate()  # from here on in the launcher
     sys.exit(_launch(job, pools, folder, arguments))
+
+
+def module_folders(file: Path) -> list[str]:
+    """Where data sets and rewards of the user's are looked for last: beside the manifest, and here."""
+    return [str(file.resolve().parent), str(Path.cwd())]
 
 
 def overridden(job: RLJob, *, seed: int | None, iterations: int | None) -> RLJob:
@@ -76,7 +83,7 @@ def _launch(job: RLJob, pools: tuple[RolloutPool, ...], folder: RunFolder, argum
     view = make_view(job.metadata.name, folder.books, console, live=not arguments.no_live)
     begun = time.monotonic()
     try:
-        ended = asyncio.run(Launcher(job, folder, view, pools=pools).run())
+        ended = asyncio.run(Launcher(job, folder, view, pools=pools, modules=module_folders(arguments.file)).run())
     finally:
         view.close()
         folder.add_seconds(time.monotonic() - begun)

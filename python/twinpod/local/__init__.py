@@ -80,7 +80,10 @@ class Launcher:
         render: Callable[[RLJob, str], Rendered] = render_locally,
         pools: Sequence[RolloutPool] = (),
         render_pool: Callable[[RolloutPool, RLJob, str], RenderedPool] = render_pool_locally,
+        modules: Sequence[str] = (),
     ) -> None:
+        """`modules`: folders in which the master finds data sets and rewards of the user's."""
+        self._modules = tuple(modules)
         self._pool_specs, self._render_pool = tuple(pools), render_pool
         self._job, self._folder, self._spectator, self._render = job, folder, spectator, render
         self._signal = 0
@@ -161,9 +164,17 @@ class Launcher:
         volumes.lay_ground(pods)
         here = Path.cwd()
 
+        found = os.pathsep.join(self._modules)
+        only_master: dict[str, Mapping[str, str]] = {rendered.master: {"TWINPOD_MODULES": found}}
+
         def place(index: int) -> Place:
             return Place(
-                address=pod_address(block, index), volumes=volumes, logs=self._folder.logs, folder=here, note=self._note
+                address=pod_address(block, index),
+                volumes=volumes,
+                logs=self._folder.logs,
+                folder=here,
+                note=self._note,
+                environment=only_master.get(pods[index].name, {}),
             )
 
         return place

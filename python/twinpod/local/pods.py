@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import os
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from twinpod.errors import EXIT_INPUT
@@ -40,6 +41,7 @@ class Place:
     logs: Path
     folder: Path  # working directory of containers without one
     note: Callable[[str], None]  # tells a person what happened
+    environment: Mapping[str, str] = field(default_factory=dict)  # besides what the manifest says
 
 
 class PodRun:
@@ -163,7 +165,7 @@ class PodRun:
             file.write(f"--- {now} {self.pod.name}/{container.name} starts, attempt {self._attempt}\n")
         process = await start_isolated(
             container.command,
-            environment={**base_environment(), **dict(container.environment)},
+            environment={**base_environment(), **self._place.environment, **dict(container.environment)},
             sight=self._place.volumes.sight(self.pod, container),
             folder=container.folder or str(self._place.folder),
             log=log,
@@ -190,13 +192,14 @@ def how_it_ended(code: int, last: str) -> str:
 
 def base_environment() -> dict[str, str]:
     """What an image would bring: this checkout's Python first, one OpenMP thread a process (small machines thrash
-    otherwise).
+    otherwise), and the modules that the caller's PYTHONPATH names.
     """
-    here = Path(sys.executable).parent
+    here, path = Path(sys.executable).parent, os.environ.get("PYTHONPATH")
     return {
         "PATH": f"{here}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
+        **({"PYTHONPATH": path} if path else {}),
     }

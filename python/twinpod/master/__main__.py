@@ -199,6 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         environment = read_environment()
         logs.set_up(job=environment.job_name, pod=environment.pod, verbose=asked.verbose, as_json=asked.log_json)
+        sys.path.extend(environment.modules)
         job = load_manifest(environment.job_file)
         environment.run.mkdir(parents=True, exist_ok=True)
         environment.snapshots.mkdir(parents=True, exist_ok=True)
