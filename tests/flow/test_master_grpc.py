@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 
 from twinpod.errors import StaleEpoch, Unreachable
+from twinpod.master.batch_server import BatchServer
+from twinpod.master.books import FILE
 from twinpod.master.dispatcher import Dispatcher, OpenRoster
+from twinpod.master.judges import InProcess
 from twinpod.master.rewards import Judge
 from twinpod.master.service import MasterService
 from twinpod.master.sinks import EvaluationSink
 from twinpod.master.work_buffer import Rules, WorkBuffer
 from twinpod.records.rollout import PullRequest
-from twinpod.records.training import Batch, Sample
 from twinpod.rollout.__main__ import GrpcMaster
 from twinpod.rollout.worker import Worker, WorkerSettings
 from twinpod.rpc.certificates import issue, make_authority
-from twinpod.rpc.channel import ask_stream, client_channel, serve
-from twinpod.rpc.convert import batch_from_parts
-from twinpod.rpc.v1 import master_pb2, master_pb2_grpc
+from twinpod.rpc.channel import client_channel, serve
 from twinpod.testing.rollout import FakeEngine, FakeSource
 from twinpod.testing.small_run import EOS, LengthReward, prompts, settings
 
@@ -38,9 +38,10 @@ def tls(tmp_path: Path) -> Path:
 @pytest.fixture
 async def dispatcher(tls: Path) -> AsyncIterator[tuple[Dispatcher, str]]:
     made = Dispatcher(time.monotonic)
-    server = await serve([MasterService(made)], "127.0.0.1:0", tls)
-    yield made, f"127.0.0.1:{server.port}"
-    await server.stop()
+    with ThreadPoolExecutor(1) as thread:
+        server = await serve([MasterService(made, BatchServer(tls / FILE, thread))], "127.0.0.1:0", tls)
+        yield made, f"127.0.0.1:{server.port}"
+        await server.stop()
 
 
 async def test_the_real_worker_does_a_phase_and_is_cut_at_its_end(
@@ -53,7 +54,7 @@ async def test_the_real_worker_does_a_phase_and_is_cut_at_its_end(
     engine = FakeEngine(lambda request: [9, 9, EOS] if request.tokens[1] != 3 else [9] * 1000, version=7, limit=4)
     stop = asyncio.Event()
     with ThreadPoolExecutor(1) as thread:
-        sink = EvaluationSink(Judge(LengthReward(), str, 0.0, thread), prompts(5))
+        sink = EvaluationSink(Judge(InProcess(LengthReward(), thread), str, 0.0, thread), prompts(5))
         for group in sink.groups:
             buffer.admit(group, {})
         async with client_channel(address, tls) as channel, sink:
@@ -66,32 +67,6 @@ async def test_the_real_worker_does_a_phase_and_is_cut_at_its_end(
     assert len(sink.answers) == 4
     (left,) = buffer.slots.values()
     assert len(left.attempts[0].tokens) == 4  # what was generated before the cut is kept
-
-
-async def test_a_batch_comes_in_parts_and_only_to_its_own_epoch_and_iteration(
-    dispatcher: tuple[Dispatcher, str], tls: Path
-) -> None:
-    made, address = dispatcher
-    made.epoch = 4
-    sample = Sample(
-        group=0, prompt_tokens=(2,), response_tokens=(5, 1), behaviour_logps=(-1.0, -2.0), versions=(6, 7),
-        advantage=0.5, reward=1.0,
-    )  # fmt: skip
-    batch = Batch(iteration=9, version=7, group_size=16, samples=(sample,) * 600)
-    made.lay_batch(batch)
-
-    async def fetch(epoch: int, iteration: int) -> list[master_pb2.BatchPart]:
-        async with client_channel(address, tls) as channel:
-            stub = master_pb2_grpc.MasterStub(channel)  # type: ignore[no-untyped-call]
-            request = master_pb2.BatchRequest(epoch=epoch, iteration=iteration)
-            return [part async for part in ask_stream(stub.FetchBatch, request, timeout=10, where="master")]
-
-    parts = await fetch(4, 9)
-    assert (len(parts), batch_from_parts(parts)) == (3, batch)
-    with pytest.raises(StaleEpoch):
-        await fetch(3, 9)
-    with pytest.raises(Unreachable):
-        await fetch(4, 8)
 
 
 async def test_a_worker_that_has_seen_a_newer_master_is_refused_and_before_the_epoch_all_are(

@@ -19,6 +19,7 @@ from twinpod.rpc.channel import (
     ask,
     ask_blocking,
     ask_stream,
+    ask_stream_blocking,
     blocking_channel,
     client_channel,
     listening_host,
@@ -41,8 +42,8 @@ class Half(half_pb2_grpc.HalfServicer):
 
 class Master(master_pb2_grpc.MasterServicer):
     async def FetchBatch(self, request: master_pb2.BatchRequest, context: Any) -> AsyncIterator[master_pb2.BatchPart]:
-        yield master_pb2.BatchPart(iteration=request.iteration)
-        yield master_pb2.BatchPart(iteration=request.iteration)
+        yield master_pb2.BatchPart(data=bytes(request.iteration))
+        yield master_pb2.BatchPart(data=bytes(request.iteration))
         if request.epoch:
             raise EngineFault("in the middle")
 
@@ -113,7 +114,7 @@ async def test_a_stream_comes_whole_or_with_its_error(server: RpcServer, tls: Pa
     async with client_channel(f"localhost:{server.port}", tls) as channel:
         method = master_pb2_grpc.MasterStub(channel).FetchBatch
         whole = ask_stream(method, master_pb2.BatchRequest(iteration=4), timeout=5, where="master")
-        assert [part.iteration async for part in whole] == [4, 4]
+        assert [len(part.data) async for part in whole] == [4, 4]
         with pytest.raises(EngineFault, match="in the middle"):
             async for _ in ask_stream(method, master_pb2.BatchRequest(epoch=1), timeout=5, where="master"):
                 pass
@@ -126,8 +127,11 @@ async def test_a_rank_without_an_event_loop_asks_as_well(server: RpcServer, tls:
             with pytest.raises(StaleEpoch):
                 ask_blocking(half.Execute, half_pb2.Command(), timeout=5, where="half")
             told = ask_blocking(half.Status, half_pb2.StatusRequest(), timeout=5, where="half")
-            parts = ask_blocking(master.FetchBatch, master_pb2.BatchRequest(), timeout=5, where="master")
-            return told.pod, len(parts)
+            parts = ask_stream_blocking(master.FetchBatch, master_pb2.BatchRequest(), timeout=5, where="master")
+            broken = ask_stream_blocking(master.FetchBatch, master_pb2.BatchRequest(epoch=1), timeout=5, where="master")
+            with pytest.raises(EngineFault, match="in the middle"):
+                list(broken)
+            return told.pod, len(list(parts))
 
     assert await asyncio.to_thread(ranks) == ("p", 2)
 

@@ -20,9 +20,10 @@ import pytest
 
 from twinpod.arena import Arena
 from twinpod.records.codec import dumps, loads
-from twinpod.records.training import Batch, Sample, TrainSettings
+from twinpod.records.training import RankBatch, TrainSettings
 from twinpod.records.weights import ShardRecord
-from twinpod.trainer.place import Sizes
+from twinpod.testing.batches import rank_batches, sample
+from twinpod.trainer.place import Place, Sizes
 
 pytestmark = pytest.mark.timeout(900)  # three launches behind one fixture, on a machine that may be busy
 VOCAB = 13
@@ -113,24 +114,27 @@ SETTINGS = TrainSettings(
 )
 
 
-def make_batch() -> Batch:
-    """24 samples in 6 groups, lengths 1 to 6, versions 1 and 2."""
+def make_batch(place: Any) -> RankBatch:
+    """24 samples in 6 groups, lengths 1 to 6, versions 1 and 2: the part of one data-parallel rank."""
     rng = random.Random(5)
     samples = []
     for i in range(24):
         answer = rng.randrange(1, 7)
         samples.append(
-            Sample(
-                group=i // 4,
-                prompt_tokens=tuple(rng.randrange(VOCAB) for _ in range(rng.randrange(1, 4))),
-                response_tokens=tuple(rng.randrange(VOCAB) for _ in range(answer)),
-                behaviour_logps=tuple(-2.0 - rng.random() for _ in range(answer)),
-                versions=tuple(sorted(rng.randrange(1, 3) for _ in range(answer))),
+            sample(
+                i,
+                i // 4,
+                [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 4))],
+                [rng.randrange(VOCAB) for _ in range(answer)],
+                [-2.0 - rng.random() for _ in range(answer)],
+                sorted(rng.randrange(1, 3) for _ in range(answer)),
                 advantage=rng.uniform(-1, 1),
-                reward=0.0,
             )
         )
-    return Batch(iteration=1, version=2, group_size=4, samples=tuple(samples))
+    batches = rank_batches(
+        samples, iteration=1, version=2, group_size=4, ranks=place.dp_size, budget=SETTINGS.micro_batch_tokens
+    )
+    return batches[place.dp_rank]
 
 
 # ---- in the ranks
@@ -171,13 +175,13 @@ def check_family(family: str, out: Path, base: Path, place: Any, machine: Any, c
     rank = build_rank(shape_from_huggingface(MODELS[family]), place, machine)
     load_random(rank.parameters, rank.shape, place, seed=3)
     export_folder(rank, control, out / "hf-first", config=MODELS[family], tokenizer=None)
-    stats = [train_iteration(rank, make_batch(), probe(mask)) for mask in ("current", "all")]
+    stats = [train_iteration(rank, make_batch(place), probe(mask)) for mask in ("current", "all")]
     gradients = export_gradients(rank)
     rank.chunk_bytes = 100  # logits of some positions at a time, where all fitted before
-    in_chunks = train_iteration(rank, make_batch(), probe("all"))
+    in_chunks = train_iteration(rank, make_batch(place), probe("all"))
     gradients |= {f"chunks:{name}": gradient for name, gradient in export_gradients(rank).items()}
     rank.chunk_bytes = None
-    stats.append(train_iteration(rank, make_batch(), SETTINGS))
+    stats.append(train_iteration(rank, make_batch(place), SETTINGS))
     export_folder(rank, control, out / "hf", config=MODELS[family], tokenizer=None)
     logits = compute_logits(rank)
 
@@ -392,13 +396,15 @@ def test_loss_gradient_and_gap_are_those_of_transformers(base: Path, family: str
     (found,) = results(base, family, 1, 1, 1)
     model = AutoModelForCausalLM.from_pretrained(found["folder"] / "hf-first", attn_implementation="eager")
     loss, gaps = torch.zeros(()), []
-    for sample in make_batch().samples:
-        tokens_L = torch.tensor(sample.prompt_tokens + sample.response_tokens)
+    batch = make_batch(Place())
+    for one in batch.samples:
+        tokens_L = torch.tensor(list(one.tokens))
         logps_LV = torch.log_softmax(model(tokens_L[None]).logits[0, :-1] / SETTINGS.temperature, dim=-1)
-        logps_R = logps_LV.gather(1, tokens_L[1:, None])[len(sample.prompt_tokens) - 1 :, 0]
-        loss = loss - sample.advantage * logps_R.sum() / len(make_batch().samples)
-        each = zip(logps_R.tolist(), sample.behaviour_logps, sample.versions, strict=True)
-        gaps += [abs(ours - theirs) for ours, theirs, version in each if version == make_batch().version]
+        logps_R = logps_LV.gather(1, tokens_L[1:, None])[one.runs[0].count - 1 :, 0]
+        loss = loss - one.advantage * logps_R.sum() / len(batch.samples)
+        versions = [run.version for run in one.runs[1:] for _ in range(run.count)]
+        each = zip(logps_R.tolist(), one.logps, versions, strict=True)
+        gaps += [abs(ours - theirs) for ours, theirs, version in each if version == batch.version]
     loss.backward()
     stats = json.loads(found["stats"][1])
     assert stats["loss"] == pytest.approx(float(loss.detach()), abs=1e-5)

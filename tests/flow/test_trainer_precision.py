@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from twinpod.records.training import Batch, Sample, TrainSettings
-from twinpod.trainer.place import Sizes
+from twinpod.records.training import RankBatch, TrainSettings
+from twinpod.testing.batches import rank_batches, sample
+from twinpod.trainer.place import Place, Sizes
 
 pytestmark = pytest.mark.timeout(600)
 CONFIG: dict[str, Any] = {
@@ -53,24 +54,29 @@ LAYOUTS = {1: ((1, 1),), 2: ((1, 1), (2, 1), (1, 2))}  # ranks -> (tensor, pipel
 ITERATIONS = 100
 
 
-def make_batch(iteration: int) -> Batch:
-    """16 samples in 4 groups; advantages do not change, so that steps go one way."""
+def make_batch(iteration: int, place: Place) -> RankBatch:
+    """One rank's part of 16 samples in 4 groups; advantages do not change, so that steps go one way."""
     rng = random.Random(5)
     samples = []
     for i in range(16):
         answer = rng.randrange(1, 7)
         samples.append(
-            Sample(
-                group=i // 4,
-                prompt_tokens=tuple(rng.randrange(13) for _ in range(rng.randrange(1, 4))),
-                response_tokens=tuple(rng.randrange(13) for _ in range(answer)),
-                behaviour_logps=tuple(-rng.random() for _ in range(answer)),
-                versions=(iteration,) * answer,
+            sample(
+                i,
+                i // 4,
+                [rng.randrange(13) for _ in range(rng.randrange(1, 4))],
+                [rng.randrange(13) for _ in range(answer)],
+                [-rng.random() for _ in range(answer)],
+                (iteration + 1,) * answer,
                 advantage=rng.uniform(-1, 1),
                 reward=0.5,
             )
         )
-    return Batch(iteration=iteration, version=iteration, group_size=4, samples=tuple(samples))
+    batches = rank_batches(
+        samples, iteration=iteration, version=iteration + 1, group_size=4, ranks=place.dp_size,
+        budget=SETTINGS.micro_batch_tokens,
+    )  # fmt: skip
+    return batches[place.dp_rank]
 
 
 # ---- in the ranks
@@ -135,13 +141,13 @@ def distributed_optimizer(machine: Any) -> dict[str, Any]:
         fill(optimizer, lambda weights: load_random(weights, shape, place, seed=3))
         first = {name: tensor.clone() for name, tensor in optimizer.gather().items()}
         here = sum(tensor.numel() for tensor in optimizer.main_tensors().values())
-        stats = [train_iteration(rank, make_batch(iteration), settings) for iteration in (1, 2)]
+        stats = [train_iteration(rank, make_batch(iteration, place), settings) for iteration in (1, 2)]
         found = optimizer.gather()
         optimizer.take(first)
-        again = [train_iteration(rank, make_batch(iteration), settings) for iteration in (1, 2)]
+        again = [train_iteration(rank, make_batch(iteration, place), settings) for iteration in (1, 2)]
         repeated = optimizer.gather()
     cpu = new_rank(place, machine)
-    expected = [train_iteration(cpu, make_batch(iteration), settings) for iteration in (1, 2)]
+    expected = [train_iteration(cpu, make_batch(iteration, place), settings) for iteration in (1, 2)]
     return {
         "share": here / sum(tensor.numel() for tensor in found.values()),
         "norms": [[one.grad_norm for one in each] for each in (stats, expected)],
@@ -181,7 +187,7 @@ def movement(place: Any, half: Any, full: Any) -> float:
         rank = new_rank(place, machine)
         before = flat(rank.parameters).clone()
         for iteration in range(ITERATIONS):
-            train_iteration(rank, make_batch(iteration), SETTINGS)
+            train_iteration(rank, make_batch(iteration, place), SETTINGS)
         moved.append(flat(rank.parameters) - before)
     return float(moved[0] @ moved[1] / (moved[1] @ moved[1]))
 
@@ -198,19 +204,19 @@ def resumed(folder: Path, base: Path, place: Any, machine: Any, control: Any) ->
 
     settings = replace(SETTINGS, learning_rate=1e-4)
     straight = new_rank(place, machine)
-    train_iteration(straight, make_batch(1), settings)
+    train_iteration(straight, make_batch(1, place), settings)
     save_snapshot(straight, control, folder, iteration=1, version=2)
     memory = RankMemory(straight, enabled=True)
     assert memory.offload() == 0 == observed_bytes(straight)
     memory.onload()
-    train_iteration(straight, make_batch(2), settings)
+    train_iteration(straight, make_batch(2, place), settings)
 
     again = new_rank(place, machine)
     load_snapshot(again, folder)
-    train_iteration(again, make_batch(2), settings)
+    train_iteration(again, make_batch(2, place), settings)
     unmoved = new_rank(place, machine)
-    train_iteration(unmoved, make_batch(1), settings)
-    train_iteration(unmoved, make_batch(2), settings)
+    train_iteration(unmoved, make_batch(1, place), settings)
+    train_iteration(unmoved, make_batch(2, place), settings)
 
     saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     other = new_rank(place, machine)

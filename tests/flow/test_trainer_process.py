@@ -14,7 +14,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,14 @@ from twinpod.arena import Arena
 from twinpod.errors import EXIT_FAULT, Unreachable
 from twinpod.records.codec import loads
 from twinpod.records.life import Command, Reply, Verb
-from twinpod.records.training import Batch, Sample, TrainStats
+from twinpod.records.training import RankBatch, TrainStats
 from twinpod.records.weights import ShardRecord
+from twinpod.rpc.batches import batch_parts
 from twinpod.rpc.certificates import issue, make_authority
 from twinpod.rpc.channel import RpcServer, serve
-from twinpod.rpc.convert import batch_to_parts, command_to_pb, reply_from_pb
+from twinpod.rpc.convert import command_to_pb, reply_from_pb
 from twinpod.rpc.v1 import half_pb2, half_pb2_grpc, master_pb2_grpc
+from twinpod.testing.batches import rank_batches, sample
 
 pytestmark = pytest.mark.timeout(600)
 DEADLINE_S = 120.0  # for one command; the first includes the start of the ranks
@@ -74,28 +75,30 @@ class PlayedMaster(master_pb2_grpc.MasterServicer):
     async def FetchBatch(self, request: Any, context: Any) -> AsyncIterator[Any]:
         if request.iteration > 3:
             raise Unreachable("no batch", where="played master")
-        for part in batch_to_parts(make_batch(request.iteration)):
+        batch = make_batches(request.iteration, request.ranks, request.micro_batch_tokens)[request.rank]
+        for part in batch_parts(batch, batch.samples, len(batch.samples), 300):
             yield part
 
 
-def make_batch(iteration: int) -> Batch:
+def make_batches(iteration: int, ranks: int, budget: int) -> tuple[RankBatch, ...]:
     """32 samples; iteration 3 holds a broken one."""
     rng = random.Random(iteration)
     samples = [
-        Sample(
-            group=i // 4,
-            prompt_tokens=(2, 3, 4),
-            response_tokens=tuple(rng.randrange(2, 8) for _ in range(4)),
-            behaviour_logps=(-2.0,) * 4,
-            versions=(iteration,) * 4,
+        sample(
+            i,
+            i // 4,
+            (2, 3, 4),
+            [rng.randrange(2, 8) for _ in range(4)],
+            (-2.0,) * 4,
+            (iteration,) * 4,
             advantage=rng.uniform(-1, 1),
             reward=0.5,
         )
         for i in range(32)
     ]
     if iteration == 3:
-        samples[5] = replace(samples[5], response_tokens=(), behaviour_logps=(), versions=())
-    return Batch(iteration=iteration, version=iteration, group_size=4, samples=tuple(samples))
+        samples[5] = sample(5, 1, (2, 3, 4), (), (), ())
+    return rank_batches(samples, iteration=iteration, version=iteration, group_size=4, ranks=ranks, budget=budget)
 
 
 def job(tensor: int, **spec: Any) -> dict[str, Any]:
@@ -252,7 +255,9 @@ async def test_a_run_of_two_ranks_and_a_resume_by_one(pod: Path) -> None:
         missing = await half.order(Verb.TRAIN, iteration=4)
         assert missing.error.startswith("Unreachable: ")
         assert missing.retryable
-        assert "InputError: training batch: a sample of group 1" in (await half.order(Verb.TRAIN, iteration=3)).error
+        assert (
+            "InputError: training batch: trajectory 5 has 3 tokens" in (await half.order(Verb.TRAIN, iteration=3)).error
+        )
         assert "does not know the verb 'serve'" in (await half.order(Verb.SERVE)).error
         (pod / "taken").write_text("a file, no folder")
         assert (await half.order(Verb.SNAPSHOT, argument=str(pod / "taken" / "s"))).error.startswith(

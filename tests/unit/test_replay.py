@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
 from twinpod.errors import InputError
-from twinpod.records.arrays import LogProbs, TokenIds
-from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Stop, Trajectory
 from twinpod.replay.baseline import Baseline, advantages
-from twinpod.replay.policy import Held, build_batch, choose, complete, too_old, usable
-
-PROMPT = Prompt(prompt_id=1, text="p", answer="a", difficulty=0.0, tokens=TokenIds((2, 3)))
+from twinpod.replay.policy import Held, Scored, choose, complete, plan_batch, too_old, usable
 
 
 def held(number: int, *, born: int = 1, scored: int = 4, masked: int = 0) -> Held:
@@ -68,36 +62,26 @@ def test_a_baseline_without_rewards_or_with_tau_zero_is_refused() -> None:
         advantages([1.0], Baseline.LOG_MEAN_EXP, 0.0)
 
 
-def test_a_batch_carries_one_version_a_token_and_leaves_masked_trajectories_out() -> None:
-    def chain(one: int, reward: float | None) -> Trajectory:
-        first = Segment(
-            trajectory_id=one,
-            index=0,
-            version=4,
-            tokens=TokenIds((7, 8)),
-            logps=LogProbs((-1.0, -2.0)),
-            stop=Stop.CUT,
-            pod="w",
-        )
-        last = Segment(
-            trajectory_id=one,
-            index=1,
-            version=5,
-            tokens=TokenIds((1,)),
-            logps=LogProbs((-3.0,)),
-            stop=Stop.EOS,
-            pod="w",
-        )
-        return Trajectory(trajectory_id=one, group_id=1, segments=(first, last), reward=reward)
+def scored(one: int, group: int, reward: float, tokens: int = 9) -> Scored:
+    return Scored(trajectory_id=one, group_id=group, tokens=tokens, generated=tokens - 2, reward=reward)
 
-    trajectories = (chain(3, 1.0), chain(4, None), chain(5, 0.0))
-    group = Group(group_id=1, epoch=0, prompt=PROMPT, born=1, state=GroupState.FINISHED, trajectories=trajectories)
-    batch = build_batch([group], iteration=6, version=5, baseline=Baseline.MEAN, tau=0.1, size=3)
-    assert [sample.advantage for sample in batch.samples] == [0.5, -0.5]
-    sample = batch.samples[0]
-    assert (sample.response_tokens, sample.versions, sample.behaviour_logps) == (
-        (7, 8, 1),
-        (4, 4, 5),
-        (-1.0, -2.0, -3.0),
-    )
-    assert not math.isnan(sample.reward)
+
+def test_a_plan_has_advantages_within_groups_and_weights_a_mean_over_groups_of_a_mean_over_samples() -> None:
+    rows = [scored(3, 40, 1.0), scored(5, 40, 0.0), scored(6, 40, 0.5), scored(8, 50, 1.0)]
+    plan = plan_batch(rows, iteration=6, version=5, baseline=Baseline.MEAN, tau=0.1, size=3)
+    assert [one.trajectory_id for one in plan.samples] == [3, 5, 6, 8]
+    assert [one.group for one in plan.samples] == [0, 0, 0, 1]
+    assert [one.advantage for one in plan.samples] == [0.5, -0.5, 0.0, 0.0]
+    assert [one.weight for one in plan.samples] == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+    assert (plan.mini_batches, plan.samples[0].tokens, plan.samples[0].generated) == (1, 9, 7)
+
+
+@pytest.mark.parametrize(("groups", "wanted", "parts"), [(5, 2, 2), (2, 4, 2), (3, 1, 1), (0, 2, 0)])
+def test_mini_batches_are_whole_groups_dealt_in_turn_and_each_weighs_one(groups: int, wanted: int, parts: int) -> None:
+    rows = [scored(10 * group + one, group, float(one)) for group in range(groups) for one in range(2)]
+    plan = plan_batch(rows, iteration=1, version=1, baseline=Baseline.MEAN, tau=0.1, size=2, mini_batches=wanted)
+    assert plan.mini_batches == parts
+    for part in range(parts):
+        mine = [one for one in plan.samples if one.mini_batch == part]
+        assert {one.group for one in mine} == set(range(part, groups, parts))
+        assert sum(one.weight for one in mine) == pytest.approx(1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -21,7 +20,6 @@ from twinpod.records.rollout import (
     WorkItem,
     WorkResult,
 )
-from twinpod.records.training import Batch, Sample
 from twinpod.rpc import convert
 from twinpod.rpc.v1 import half_pb2, master_pb2
 
@@ -85,15 +83,6 @@ PULL = PullRequest(
     worker="w", epoch=3, version=7, capacity=4, wait_s=0.5, tokens_generated=99, holding=("1/2/3", "1/2/4")
 )
 BATCH = WorkBatch(epoch=3, iteration=2, version=7, cut=True, items=(ITEM,))
-SAMPLE = Sample(
-    group=3,
-    prompt_tokens=(1,),
-    response_tokens=(2, 3),
-    behaviour_logps=(-0.25, -1.0),
-    versions=(6, 7),
-    advantage=-0.1,
-    reward=0.3,
-)
 
 
 @pytest.mark.parametrize(
@@ -108,29 +97,11 @@ SAMPLE = Sample(
         (convert.work_result_to_pb, convert.work_result_from_pb, RESULT),
         (convert.pull_to_pb, convert.pull_from_pb, PULL),
         (convert.work_batch_to_pb, convert.work_batch_from_pb, BATCH),
-        (convert.sample_to_pb, convert.sample_from_pb, SAMPLE),
     ],
 )
 def test_a_record_survives_the_wire(there, back, record) -> None:
     message = there(record)
     assert back(type(message).FromString(message.SerializeToString())) == record
-
-
-@pytest.mark.parametrize(("samples", "parts"), [(0, 1), (1, 1), (4, 1), (5, 2), (9, 3)])
-def test_a_batch_survives_in_parts(samples: int, parts: int) -> None:
-    batch = Batch(iteration=2, version=7, group_size=4, samples=(SAMPLE,) * samples)
-    sent = list(convert.batch_to_parts(batch, 4))
-    assert len(sent) == parts
-    assert convert.batch_from_parts(sent) == batch
-
-
-def test_parts_of_two_batches_are_no_batch() -> None:
-    batch = Batch(iteration=2, version=7, group_size=4, samples=(SAMPLE,))
-    other = replace(batch, version=8)
-    with pytest.raises(ProtocolError, match="expected parts of one"):
-        convert.batch_from_parts([*convert.batch_to_parts(batch), *convert.batch_to_parts(other)])
-    with pytest.raises(ProtocolError, match=r"found \[\]"):
-        convert.batch_from_parts([])
 
 
 @pytest.mark.parametrize(
@@ -151,7 +122,6 @@ def test_parts_of_two_batches_are_no_batch() -> None:
             "1 given tokens but 1 log-probs",
         ),
         (convert.segment_from_pb, master_pb2.Segment(tokens=b"123"), "3 bytes are no whole number of int32"),
-        (convert.sample_from_pb, master_pb2.Sample(response_tokens=[1]), "1 tokens, 0 log-probs and 0 versions"),
     ],
 )
 def test_what_the_contract_forbids_is_named(back, message, line: str) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from twinpod.errors import InputError
-from twinpod.records.training import Batch, Sample
+from twinpod.testing.batches import rank_batches, sample
 from twinpod.trainer.loss import check_mask, policy_loss, weights_gap
-from twinpod.trainer.packing import pack, sample_weights
+from twinpod.trainer.packing import DataLoader
 
 TAU = 0.3
 
@@ -59,18 +59,11 @@ def test_square_is_of_the_sequence_not_of_tokens() -> None:
     assert parts.log_ratio_B.tolist() == [0.0]
 
 
-def _batch() -> Batch:
+def _loader(mask: str) -> DataLoader:
     """One sample whose first two response tokens were made by version 3, the last by the current version 4."""
-    sample = Sample(
-        group=0,
-        prompt_tokens=(5, 6),
-        response_tokens=(7, 8, 9),
-        behaviour_logps=(-1.0, -2.0, -3.0),
-        versions=(3, 3, 4),
-        advantage=1.5,
-        reward=1.0,
-    )
-    return Batch(iteration=9, version=4, group_size=1, samples=(sample,))
+    one = sample(0, 0, (5, 6), (7, 8, 9), (-1.0, -2.0, -3.0), (3, 3, 4), advantage=1.5, reward=1.0)
+    (batch,) = rank_batches([one], iteration=9, version=4, group_size=1)
+    return DataLoader(batch, mask)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +71,7 @@ def _batch() -> Batch:
     [("all", [0, 1, 1, 1], 0.1 + 0.2 + 0.4), ("current", [0, 0, 0, 1], 0.4)],
 )
 def test_mask_modes_choose_the_tokens_of_logp_and_d_alike(mask: str, in_loss: list[int], log_ratio: float) -> None:
-    (micro,) = pack(_batch(), mask=mask, budget=64, dp_rank=0, dp_size=1)
+    (micro,) = _loader(mask).all()
     assert micro.mask_BL.tolist() == [in_loss]
     logps_BL = torch.tensor([[-9.0, -1.0, -2.0, -3.0]], requires_grad=True)
     reference_BL = logps_BL.detach() - torch.tensor([[5.0, 0.1, 0.2, 0.4]])
@@ -100,22 +93,6 @@ def test_mask_modes_choose_the_tokens_of_logp_and_d_alike(mask: str, in_loss: li
 def test_unknown_mask_is_refused() -> None:
     with pytest.raises(InputError, match="use one of all, current"):
         check_mask("some")
-
-
-def test_samples_weigh_the_mean_over_groups_of_the_mean_over_samples() -> None:
-    samples = tuple(
-        Sample(
-            group=group,
-            prompt_tokens=(1,),
-            response_tokens=(1,),
-            behaviour_logps=(0.0,),
-            versions=(1,),
-            advantage=0.0,
-            reward=0.0,
-        )
-        for group in (0, 0, 0, 1)
-    )
-    assert sample_weights(samples) == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
 
 
 def test_weights_gap_looks_at_on_policy_tokens_only() -> None:

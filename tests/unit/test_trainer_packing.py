@@ -1,8 +1,9 @@
-"""Packing: budgets, the data-parallel deal, and that nothing is lost on the way."""
+"""The data loader: padding, masks, blanks, and that nothing is lost on the way."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,45 +11,48 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinpod.errors import InputError
-from twinpod.records.training import Batch, Sample
-from twinpod.trainer.packing import MicroBatch, cut, deal, pack
-from twinpod.trainer.wire import pack_batch, unpack_batch
+from twinpod.records.arrays import LogProbs, TokenIds
+from twinpod.records.training import GIVEN, RankBatch, Sample, TokenRun
+from twinpod.testing.batches import rank_batches, sample
+from twinpod.trainer.packing import DataLoader, MicroBatch
 
 
-def _sample(rng: random.Random, group: int) -> Sample:
-    answer = rng.randrange(1, 9)
-    return Sample(
-        group=group,
-        prompt_tokens=tuple(rng.randrange(20) for _ in range(rng.randrange(1, 5))),
-        response_tokens=tuple(rng.randrange(20) for _ in range(answer)),
-        behaviour_logps=tuple(-rng.random() for _ in range(answer)),
-        versions=tuple(rng.randrange(3) for _ in range(answer)),
-        advantage=rng.uniform(-1, 1),
-        reward=rng.random(),
-    )
-
-
-def _batch(count: int, seed: int = 0) -> Batch:
+def _samples(count: int, seed: int = 0) -> list[Sample]:
     rng = random.Random(seed)
-    return Batch(iteration=4, version=2, group_size=2, samples=tuple(_sample(rng, i // 2) for i in range(count)))
+    found = []
+    for i in range(count):
+        answer = rng.randrange(1, 9)
+        found.append(
+            sample(
+                i,
+                i // 2,
+                [rng.randrange(20) for _ in range(rng.randrange(1, 5))],
+                [rng.randrange(20) for _ in range(answer)],
+                [-rng.random() for _ in range(answer)],
+                sorted(rng.randrange(1, 3) for _ in range(answer)),
+                advantage=rng.uniform(-1, 1),
+            )
+        )
+    return found
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 80), st.integers(0, 5))
 def test_every_rank_gets_as_many_micro_batches_and_nothing_is_lost(
     count: int, ranks: int, budget: int, seed: int
 ) -> None:
-    batch = _batch(count, seed)
-    dealt = [pack(batch, mask="all", budget=budget, dp_rank=rank, dp_size=ranks) for rank in range(ranks)]
-    assert len({len(micros) for micros in dealt}) == 1
-    rows = sorted(row for micros in dealt for micro in micros for row in _rows(micro))
+    made = _samples(count, seed)
+    batches = rank_batches(made, iteration=4, version=2, group_size=2, ranks=ranks, budget=budget)
+    loaded = [list(DataLoader(batch, "all").all()) for batch in batches]
+    assert len({len(micros) for micros in loaded}) == 1
+    rows = sorted(row for micros in loaded for micro in micros for row in _rows(micro))
     assert rows == sorted(
-        (sample.prompt_tokens + sample.response_tokens, len(sample.response_tokens), round(sample.advantage, 5))
-        for sample in batch.samples
+        (tuple(one.tokens), len(one.logps), round(float(np.float32(one.advantage)), 5)) for one in made
     )
-    for micros in dealt:
+    for micros in loaded:
+        assert [micro.index for micro in micros] == list(range(len(micros)))
         for micro in micros:
             assert micro.tokens_BL.size <= max(budget, micro.tokens_BL.shape[1])
-    total = sum(float(micro.weight_B.sum()) for micros in dealt for micro in micros)
+    total = sum(float(micro.weight_B.sum()) for micros in loaded for micro in micros)
     assert total == pytest.approx(1.0, abs=1e-5)
 
 
@@ -62,19 +66,15 @@ def _rows(micro: MicroBatch) -> list[tuple[tuple[int, ...], int, float]]:
     return rows
 
 
+def _single(one: Sample, version: int = 2) -> MicroBatch:
+    (batch,) = rank_batches([one], iteration=1, version=version, group_size=1)
+    (micro,) = DataLoader(batch, "all").all()
+    return micro
+
+
 def test_a_response_token_stands_at_the_position_before_it() -> None:
-    sample = Sample(
-        group=0,
-        prompt_tokens=(5, 6),
-        response_tokens=(7, 8),
-        behaviour_logps=(-0.5, -0.25),
-        versions=(1, 2),
-        advantage=2.0,
-        reward=1.0,
-    )
-    (micro,) = pack(
-        Batch(iteration=1, version=2, group_size=1, samples=(sample,)), mask="all", budget=8, dp_rank=0, dp_size=1
-    )
+    micro = _single(sample(9, 0, (5, 6), (7, 8), (-0.5, -0.25), (1, 2), advantage=2.0))
+    assert micro.trajectories == (9,)
     assert micro.tokens_BL.tolist() == [[5, 6, 7]]
     assert micro.targets_BL.tolist() == [[6, 7, 8]]
     assert micro.mask_BL.tolist() == [[0, 1, 1]]
@@ -83,37 +83,44 @@ def test_a_response_token_stands_at_the_position_before_it() -> None:
     assert micro.positions_BL.tolist() == [[0, 1, 2]]
 
 
+def test_tokens_given_between_generated_ones_are_context_and_never_in_the_loss() -> None:
+    runs = tuple(TokenRun(version=version, count=count) for version, count in ((GIVEN, 2), (2, 1), (GIVEN, 3), (1, 1)))
+    one = replace(
+        sample(1, 0, (), (), (), ()), tokens=TokenIds(range(10, 17)), logps=LogProbs((-0.5, -0.25)), runs=runs
+    )
+    micro = _single(one)
+    assert micro.tokens_BL.tolist() == [[10, 11, 12, 13, 14, 15]]
+    assert micro.mask_BL.tolist() == [[0, 1, 0, 0, 0, 1]]
+    assert micro.on_policy_BL.tolist() == [[0, 1, 0, 0, 0, 0]]
+    assert micro.behaviour_BL.tolist() == [[0, -0.5, 0, 0, 0, -0.25]]
+
+
+def test_mini_batches_are_the_parts_of_one_batch() -> None:
+    made = [replace(one, mini_batch=one.group % 2, weight=0.25) for one in _samples(8)]
+    (batch,) = rank_batches(made, iteration=4, version=2, group_size=2, budget=20)
+    loader = DataLoader(batch, "all")
+    parts = [[micro.index for micro in loader.mini_batch(number)] for number in range(loader.mini_batches)]
+    assert [one for part in parts for one in part] == [micro.index for micro in loader.all()]
+    trained = [{t for micro in loader.mini_batch(number) for t in micro.trajectories} for number in (0, 1)]
+    assert trained == [{0, 1, 4, 5}, {2, 3, 6, 7}]
+
+
 @pytest.mark.parametrize(
-    ("lengths", "budget", "expected"),
+    "changes",
     [
-        ([5, 5, 3], 10, [[0, 1], [2]]),
-        ([5, 5, 3], 4, [[0], [1], [2]]),
-        ([5, 5, 3], 15, [[0, 1, 2]]),
-        ([], 15, []),
+        {"logps": LogProbs((0.0,))},
+        {"tokens": TokenIds((1, 2))},
+        {"runs": (TokenRun(version=1, count=3),)},
+        {"runs": (TokenRun(version=GIVEN, count=3),), "logps": LogProbs()},
     ],
 )
-def test_cut(lengths: list[int], budget: int, expected: list[list[int]]) -> None:
-    assert cut(list(range(len(lengths))), lengths, budget) == expected
-
-
-def test_deal_is_by_length_and_stable() -> None:
-    assert deal([1, 3, 3, 2], 2) == [[1, 3], [2, 0]]
-
-
-@pytest.mark.parametrize("field", ["behaviour_logps", "versions"])
-def test_a_sample_with_missing_columns_is_refused(field: str) -> None:
-    fields = {"behaviour_logps": (0.0, 0.0), "versions": (1, 1), field: (1,)}
-    sample = Sample(group=3, prompt_tokens=(1,), response_tokens=(2, 3), advantage=0.0, reward=0.0, **fields)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="group 3 has 1 prompt tokens, 2 response"):
-        pack(Batch(iteration=1, version=1, group_size=1, samples=(sample,)), mask="all", budget=8, dp_rank=0, dp_size=1)
+def test_a_sample_that_does_not_add_up_is_refused_by_its_trajectory(changes: dict[str, object]) -> None:
+    one = replace(sample(3, 0, (1,), (2, 3), (0.0, 0.0), (1, 1)), **changes)  # type: ignore[arg-type]
+    batch = RankBatch(iteration=1, version=1, group_size=1, micro_batches=(1,), samples=(one,))
+    with pytest.raises(InputError, match="trajectory 3 has"):
+        DataLoader(batch, "all")
 
 
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(InputError, match="iteration 7 has no samples"):
-        pack(Batch(iteration=7, version=1, group_size=1, samples=()), mask="all", budget=8, dp_rank=0, dp_size=1)
-
-
-@given(st.integers(1, 12), st.integers(0, 3))
-def test_a_batch_survives_the_wire(count: int, seed: int) -> None:
-    batch = _batch(count, seed)
-    assert unpack_batch(pack_batch(batch)) == batch
+        DataLoader(RankBatch(iteration=7, version=1, group_size=1, micro_batches=(), samples=()), "all")

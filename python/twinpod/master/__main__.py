@@ -30,7 +30,8 @@ from twinpod.coordination.keys import Keys
 from twinpod.errors import EXIT_RETRY, EXIT_STALE, EXIT_STOPPED, EnvironmentFault, InputError, StaleEpoch, TwinpodError
 from twinpod.master import books_data
 from twinpod.master import books_read as read
-from twinpod.master.books import Books
+from twinpod.master.batch_server import BatchServer
+from twinpod.master.books import FILE, Books
 from twinpod.master.conductor import Conductor, Parts
 from twinpod.master.dispatcher import Dispatcher
 from twinpod.master.halves import Halves
@@ -54,6 +55,7 @@ from twinpod.telemetry.tensorboard import BoardFiles
 
 log = logging.getLogger("twinpod.master")
 
+BATCH_STREAMS = 4  # ranks whose samples are read from the books at the same time; the others wait in turn
 LEAVE_SHARE = 0.75  # of the grace; what is left is for the end of everything else
 
 
@@ -103,7 +105,9 @@ async def run(job: RLJob, environment: Environment) -> int:
         health = Health(host, names.MASTER_HEALTH_PORT, lambda: metrics(job.metadata.name, reporter, environment.state))
         health.start()
         stack.callback(health.stop)
-        server = await serve([MasterService(dispatcher)], f"{host}:{names.MASTER_PORT}", environment.tls)
+        readers = stack.enter_context(ThreadPoolExecutor(BATCH_STREAMS, "batches"))
+        batches = BatchServer(environment.state / FILE, readers)
+        server = await serve([MasterService(dispatcher, batches)], f"{host}:{names.MASTER_PORT}", environment.tls)
         stack.push_async_callback(server.stop, 1.0)
         wired = Parts(
             settings=settings,
@@ -111,6 +115,7 @@ async def run(job: RLJob, environment: Environment) -> int:
             registry=registry,
             workers=workers,
             dispatcher=dispatcher,
+            batches=batches,
             source=PromptSource(prompts, held_out, books_data.uniform(dataset, known)),
             judge=judge,
             reporter=reporter,
@@ -183,7 +188,7 @@ def over(books: Books, iterations: int) -> bool:
 
 def metrics(job: str, reporter: Reporter, state: Path) -> str:
     """Prometheus text; counters are read over a connection of their own."""
-    db = read.open_read_only(state / "books.sqlite")
+    db = read.open_read_only(state / FILE)
     try:
         return exposition(job, reporter.now, read.counters(db))
     finally:

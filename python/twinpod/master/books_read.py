@@ -16,7 +16,7 @@ from twinpod.master.books_schema import SCHEMA_VERSION
 from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.rollout import Group, GroupState, Prompt, Segment, SegmentKind, Stop, Trajectory
 from twinpod.records.run import EvaluationRecord, IterationRecord, NamedCount, PhaseSeconds
-from twinpod.replay.policy import Held
+from twinpod.replay.policy import Held, Scored
 
 ITERATION_COLUMNS = (
     "iteration", "line", "epoch", "version", "snapshot", "groups", "samples", "reward", "right", "length",
@@ -32,7 +32,9 @@ def open_read_only(file: Path) -> sqlite3.Connection:
             "there are no books of a run", where=str(file), mend="name the folder of a run (it has state/books.sqlite)"
         )
     try:
-        db = sqlite3.connect(f"file:{file}?mode=ro", uri=True, isolation_level=None, timeout=10)
+        db = sqlite3.connect(
+            f"file:{file}?mode=ro", uri=True, isolation_level=None, timeout=10, check_same_thread=False
+        )
         (found,) = db.execute("PRAGMA user_version").fetchone()
     except sqlite3.Error as error:
         raise InputError(f"cannot be read: {error}", where=str(file)) from error
@@ -138,6 +140,47 @@ def _load_group(db: sqlite3.Connection, group_id: int) -> Group:
         state=GroupState(state),
         trajectories=trajectories,
     )
+
+
+def scored(db: sqlite3.Connection, group_ids: Iterable[int]) -> tuple[Scored, ...]:
+    """The scored trajectories of some groups, in the order given, without their tokens."""
+    found = []
+    for group_id in group_ids:
+        (prompt,) = db.execute(
+            "SELECT length(p.tokens) / 4 FROM groups g JOIN prompts p USING (prompt_id) WHERE g.group_id = ?",
+            (group_id,),
+        ).fetchone()
+        rows = db.execute(
+            "SELECT t.trajectory_id, t.reward, sum(s.count), sum(s.count * (s.kind = 'generated'))"
+            " FROM trajectories t CROSS JOIN segments s ON s.trajectory_id = t.trajectory_id AND s.rolled_back = 0"
+            " WHERE t.group_id = ? AND t.reward IS NOT NULL GROUP BY t.trajectory_id ORDER BY t.trajectory_id",
+            (group_id,),
+        )
+        found += [
+            Scored(trajectory_id=one, group_id=group_id, tokens=prompt + tokens, generated=generated, reward=reward)
+            for one, reward, tokens, generated in rows
+        ]
+    return tuple(found)
+
+
+def chain(db: sqlite3.Connection, trajectory_id: int) -> tuple[TokenIds, tuple[tuple[int, TokenIds, LogProbs], ...]]:
+    """A trajectory's prompt, and (version, tokens, log-probs) of its segments: 0 and no log-probs when given."""
+    where = f"trajectory {trajectory_id}"
+    (prompt,) = db.execute(
+        "SELECT p.tokens FROM trajectories t JOIN groups g USING (group_id) JOIN prompts p USING (prompt_id)"
+        " WHERE t.trajectory_id = ?",
+        (trajectory_id,),
+    ).fetchone()
+    rows = db.execute(
+        "SELECT CASE kind WHEN 'given' THEN 0 ELSE version END, tokens, logps FROM segments"
+        " WHERE trajectory_id = ? AND rolled_back = 0 ORDER BY idx",
+        (trajectory_id,),
+    )
+    segments = [
+        (version, TokenIds.frombytes(tokens, where), LogProbs.frombytes(logps, where))
+        for version, tokens, logps in rows
+    ]
+    return TokenIds.frombytes(prompt, where), tuple(segments)
 
 
 def prompt_of(row: Sequence[Any]) -> Prompt:

@@ -66,8 +66,9 @@ CREATE TABLE segments (
     version INTEGER NOT NULL, iteration INTEGER NOT NULL,
     pod TEXT NOT NULL, stop TEXT NOT NULL,
     kind TEXT NOT NULL DEFAULT 'generated' CHECK (kind IN ('generated', 'given')),
-    tokens BLOB NOT NULL, logps BLOB NOT NULL,  -- given tokens have no log-probs and are never in the loss
     rolled_back INTEGER NOT NULL DEFAULT 0,
+    tokens BLOB NOT NULL, logps BLOB NOT NULL,  -- last: a row is read up to the column that is asked for. Given tokens
+                                                -- have no log-probs and are never in the loss
     CHECK (length(tokens) = 4 * count AND length(logps) = CASE kind WHEN 'given' THEN 0 ELSE 4 * count END)
 );
 CREATE UNIQUE INDEX one_segment ON segments (trajectory_id, idx) WHERE rolled_back = 0;

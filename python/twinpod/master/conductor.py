@@ -23,6 +23,7 @@ from pathlib import Path
 from twinpod.errors import WeightsGapError
 from twinpod.master import books_read as read
 from twinpod.master import replay_buffer
+from twinpod.master.batch_server import BatchServer
 from twinpod.master.books import Books, Resume
 from twinpod.master.dispatcher import Dispatcher
 from twinpod.master.halves import Order
@@ -40,8 +41,8 @@ from twinpod.master.worker_group import WorkerGroup
 from twinpod.records import codec
 from twinpod.records.life import Verb
 from twinpod.records.run import IterationRecord
-from twinpod.records.training import Batch, TrainStats
-from twinpod.replay.policy import build_batch
+from twinpod.records.training import BatchPlan, TrainStats
+from twinpod.replay.policy import plan_batch
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Parts:
     registry: Registry
     workers: WorkerGroup
     dispatcher: Dispatcher
+    batches: BatchServer
     source: PromptSource
     judge: Judge
     reporter: Reporter
@@ -113,7 +115,7 @@ class Conductor:
         """Next epoch, books rolled back to their newest snapshot, weights into the trainer and out again."""
         p = self._p
         self._epoch = await p.registry.take_epoch(p.async_books.books.epoch, EPOCH_TRIES)
-        p.dispatcher.epoch = p.workers.epoch = self._weights.epoch = self._epoch
+        p.dispatcher.epoch = p.batches.epoch = p.workers.epoch = self._weights.epoch = self._epoch
         await p.async_books.do(lambda books: books.begin_epoch(self._epoch))
         resume = await p.async_books.do(lambda books: books.resume(lambda folder: Path(folder).is_dir()))
         self._line = resume.line
@@ -150,7 +152,7 @@ class Conductor:
         if self._leaving:
             return False
         await self._rest(timer, iteration)
-        batch = await self._batch(iteration, groups)
+        batch = await self._plan(iteration, groups)
         stats = None
         if batch.samples:
             stats = await self._train(timer, iteration, batch)
@@ -206,28 +208,27 @@ class Conductor:
             if self._s.moves_memory:
                 await self._p.workers.train(Order(verb=Verb.ONLOAD, iteration=iteration))
 
-    async def _batch(self, iteration: int, group_ids: tuple[int, ...]) -> Batch:
-        groups = await self._p.async_books.do(lambda books: read.load_groups(books.connection, group_ids))
-        version = self._weights.current.version
-        return build_batch(
-            groups,
+    async def _plan(self, iteration: int, group_ids: tuple[int, ...]) -> BatchPlan:
+        scored = await self._p.async_books.do(lambda books: read.scored(books.connection, group_ids))
+        return plan_batch(
+            scored,
             iteration=iteration,
-            version=version,
+            version=self._weights.current.version,
             baseline=self._s.baseline,
             tau=self._s.tau,
             size=self._s.group_size,
         )
 
-    async def _train(self, timer: PhaseTimer, iteration: int, batch: Batch) -> TrainStats:
+    async def _train(self, timer: PhaseTimer, iteration: int, batch: BatchPlan) -> TrainStats:
         """The training phase; WeightsGapError when the engine's log-probs are not the trainer's (design 8.11)."""
         p = self._p
         await p.reporter.phase("train", waiting_for="trainer")
-        p.dispatcher.lay_batch(batch)
+        p.batches.lay(batch)
         with timer.spend("train"):
             reply = await p.workers.train(
                 Order(verb=Verb.TRAIN, iteration=iteration, version=batch.version, deadline_s=86_400)
             )
-        p.dispatcher.lay_batch(None)
+        p.batches.lay(None)
         stats = codec.loads(TrainStats, reply.detail)
         if stats.weights_gap > self._s.weights_gap_limit:  # false for nan: no on-policy token
             raise WeightsGapError(
@@ -254,7 +255,7 @@ class Conductor:
         self,
         timer: PhaseTimer,
         iteration: int,
-        batch: Batch,
+        batch: BatchPlan,
         groups: tuple[int, ...],
         stats: TrainStats | None,
         snapshot: str,
@@ -286,7 +287,7 @@ class Conductor:
             prune(p.snapshots, {Path(snapshot).name, *earlier})
 
     def _record(
-        self, timer: PhaseTimer, iteration: int, batch: Batch, groups: int, stats: TrainStats | None, snapshot: str
+        self, timer: PhaseTimer, iteration: int, batch: BatchPlan, groups: int, stats: TrainStats | None, snapshot: str
     ) -> IterationRecord:
         """What is known of an iteration before its transaction; `right` and `tokens_generated` are read within it."""
         return IterationRecord(
@@ -299,7 +300,7 @@ class Conductor:
             samples=len(batch.samples),
             reward=_mean([sample.reward for sample in batch.samples]),
             right=math.nan,
-            length=_mean([float(len(sample.response_tokens)) for sample in batch.samples]),
+            length=_mean([float(sample.generated) for sample in batch.samples]),
             tokens_generated=0,
             tokens_trained=stats.tokens if stats else 0,
             loss=stats.loss if stats else math.nan,

@@ -1,5 +1,4 @@
-"""The dispatcher: where rollout workers ask for work and hand it in. It runs one `WorkBuffer` at a time and
-holds the batch for the trainer.
+"""The dispatcher: where rollout workers ask for work and hand it in. It runs one `WorkBuffer` at a time.
 
 Theory of operation. `run` lays a buffer on the dispatcher and returns when it is done. Meanwhile `pull` answers workers
 (items, `cut`, or nothing after their wait) and `give` takes results: first the sink stores them, then the buffer
@@ -21,7 +20,6 @@ from typing import Protocol
 from twinpod.errors import EngineFault, StaleEpoch, Unreachable
 from twinpod.master.work_buffer import Ended, WorkBuffer
 from twinpod.records.rollout import Group, PullRequest, Segment, WorkBatch, WorkItem, WorkResult
-from twinpod.records.training import Batch
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +103,6 @@ class Dispatcher:
         self.epoch = 0
         self._clock, self._patience = clock, patience or Patience()
         self._phase: _Phase | None = None
-        self._batch: Batch | None = None
         self._changed = asyncio.Event()  # there may be work
         self._turned = asyncio.Event()  # a phase began, closes or is over
         self._filling = asyncio.Lock()
@@ -248,18 +245,6 @@ class Dispatcher:
         if result.failed:
             log.warning("work failed", extra={"item": result.item_id, "worker": result.worker, "why": result.failed})
         return len(mine)
-
-    def lay_batch(self, batch: Batch | None) -> None:
-        """The batch that the trainer may fetch from now on."""
-        self._batch = batch
-
-    def batch(self, epoch: int, iteration: int) -> Batch:
-        """The batch of an iteration. StaleEpoch when the trainer belongs to another master."""
-        if epoch != self.epoch:
-            raise StaleEpoch(f"batch asked for in epoch {epoch}, this is epoch {self.epoch}", where="master")
-        if self._batch is None or self._batch.iteration != iteration:
-            raise Unreachable(f"there is no batch of iteration {iteration} now", where="master")
-        return self._batch
 
     async def _answer(self, worker: str, version: int, capacity: int) -> WorkBatch | None:
         phase = self._phase

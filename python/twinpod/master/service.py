@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from twinpod.errors import Unreachable
+from twinpod.master.batch_server import BatchServer
 from twinpod.master.dispatcher import Dispatcher
 from twinpod.records.life import Command, Reply
+from twinpod.rpc.batches import layout_from_pb
 from twinpod.rpc.channel import ask, client_channel
 from twinpod.rpc.convert import (
-    batch_to_parts,
     command_to_pb,
     pull_from_pb,
     reply_from_pb,
@@ -27,8 +29,8 @@ LONGEST_PULL_S = 20.0
 class MasterService(master_pb2_grpc.MasterServicer):
     """Served on :7400. Before the master has its epoch every call is Unreachable, which callers repeat."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, dispatcher: Dispatcher, batches: BatchServer) -> None:
+        self._dispatcher, self._batches = dispatcher, batches
 
     async def PullWork(  # noqa: N802  # the proto's name
         self, request: master_pb2.PullRequest, context: Any
@@ -49,10 +51,12 @@ class MasterService(master_pb2_grpc.MasterServicer):
     async def FetchBatch(  # noqa: N802  # the proto's name
         self, request: master_pb2.BatchRequest, context: Any
     ) -> AsyncIterator[master_pb2.BatchPart]:
-        """The batch of the iteration under way."""
+        """One rank's samples of the iteration under way."""
         self._begun()
-        for part in batch_to_parts(self._dispatcher.batch(request.epoch, request.iteration)):
-            yield part
+        parts = self._batches.parts(request.epoch, request.iteration, request.rank, layout_from_pb(request))
+        async with contextlib.aclosing(parts):
+            async for part in parts:
+                yield part
 
     def _begun(self) -> None:
         if self._dispatcher.epoch == 0:

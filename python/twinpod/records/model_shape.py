@@ -66,6 +66,18 @@ class ModelShape:
         """Row of the learned position embedding that position 0 has (transformers `OPTLearnedPositionalEmbedding`)."""
         return 2 if self.plain else 0
 
+    @property
+    def attention_tokens(self) -> int:
+        """Length of a sequence at which attention costs as much as all matrix products together, output layer included.
+
+        Multiplications a token: the weights' own, and on average half the length times twice the heads' width a layer.
+        """
+        width = self.heads * self.head_dim
+        products = 2 * self.hidden * (width + self.kv_heads * self.head_dim) + (2 if self.plain else 3) * (
+            self.hidden * self.ffn
+        )
+        return max(1, (self.layers * products + self.vocab * self.hidden) // (self.layers * width))
+
     def padded_vocab(self, tp: int) -> int:
         """Rows of Megatron's embedding: `vocab` rounded up so that `tp` ranks hold equal parts."""
         return -(-self.vocab // tp) * tp

@@ -4,28 +4,78 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from twinpod.records.arrays import LogProbs, TokenIds
+
+GIVEN = 0  # the "version" of tokens that no engine generated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRun:
+    """Tokens in a row that have one origin."""
+
+    version: int  # weight version that generated them; GIVEN: prompt, tool output, environment; never in the loss
+    count: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One finished trajectory, ready for the loss."""
+    """One finished trajectory, ready for the loss, with its place in the iteration."""
 
+    trajectory_id: int
     group: int  # running number within the batch
-    prompt_tokens: tuple[int, ...]
-    response_tokens: tuple[int, ...]
-    behaviour_logps: tuple[float, ...]  # one a response token
-    versions: tuple[int, ...]  # weight version of each response token
-    advantage: float  # r_j - baseline of its group (paper 5)
+    mini_batch: int  # from 0: which optimizer step of a pass over the batch it belongs to
+    micro_batch: int  # from 0 within the mini-batch: which forward pass of its rank
+    tokens: TokenIds  # the prompt and everything after it
+    logps: LogProbs  # behaviour log-probs of the generated tokens, in their order
+    runs: tuple[TokenRun, ...]  # cover `tokens`; the first one is given
+    advantage: float  # r_j - baseline of its group (paper 5); an array a token will stand beside it, not in its place
+    weight: float  # in the loss: 1/(groups of the mini-batch x samples of the group)
     reward: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Everything that one iteration trains on; the same samples for every step of it."""
+class RankBatch:
+    """What one data-parallel rank trains on in one iteration: its own samples, and what it must know of the others."""
 
     iteration: int
     version: int  # current weight version: tokens with it are on-policy
     group_size: int  # k
-    samples: tuple[Sample, ...]
+    micro_batches: tuple[int, ...]  # of each mini-batch, the same on every rank: who has fewer adds blanks
+    samples: tuple[Sample, ...]  # by mini-batch and micro-batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSample:
+    """A sample without its tokens: what the master keeps of it."""
+
+    trajectory_id: int
+    group: int
+    mini_batch: int
+    tokens: int  # all of them
+    generated: int
+    advantage: float
+    weight: float
+    reward: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """Everything that one iteration trains on, without the tokens; the same samples for every step of it."""
+
+    iteration: int
+    version: int
+    group_size: int
+    mini_batches: int  # 0 when there are no samples
+    samples: tuple[PlannedSample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataLayout:
+    """How the trainer divides a batch. Every rank of an iteration says the same."""
+
+    ranks: int  # data-parallel size
+    micro_batch_tokens: int  # padded tokens a micro-batch
+    attention_tokens: int  # length at which attention costs as much as everything else together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

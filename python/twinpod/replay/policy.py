@@ -1,4 +1,4 @@
-"""Which groups wait, which are too old, which are trained now, and what a batch of them looks like. Pure.
+"""Which groups wait, which are too old, which are trained now, and what the batch of them is. Pure.
 
 A group is held until its k trajectories are terminal and scored (paper.md 2, design 8.2). A trajectory that no judge
 could score is masked: it stays out of the batch and its group goes on with the others, as long as two remain.
@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from twinpod.records.rollout import Group, SegmentKind, Trajectory
-from twinpod.records.training import Batch, Sample
+from twinpod.records.training import BatchPlan, PlannedSample
 from twinpod.replay.baseline import Baseline, advantages
 
 
@@ -47,32 +46,51 @@ def choose(groups: Iterable[Held], wanted: int) -> tuple[int, ...]:
     return tuple(group_id for _, group_id in ready[:wanted])
 
 
-def build_batch(
-    groups: Sequence[Group], *, iteration: int, version: int, baseline: Baseline, tau: float, size: int
-) -> Batch:
-    """The batch of `groups` in order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What the plan needs to know of a scored trajectory, without its tokens."""
 
-    `size` is k. Masks by version are the trainer's job, through `Sample.versions`.
+    trajectory_id: int
+    group_id: int
+    tokens: int  # prompt included
+    generated: int
+    reward: float
+
+
+def plan_batch(
+    scored: Sequence[Scored],
+    *,
+    iteration: int,
+    version: int,
+    baseline: Baseline,
+    tau: float,
+    size: int,
+    mini_batches: int = 1,
+) -> BatchPlan:
+    """The batch of the groups that `scored` is of, in order. `size` is k.
+
+    Groups are dealt to the mini-batches in turn, so that old and young ones mix; a group is never divided. A sample
+    weighs 1/(groups of its mini-batch x samples of its group): a mean over a group, then a mean over groups.
     """
-    samples: list[Sample] = []
-    for number, group in enumerate(groups):
-        scored = [(trajectory, trajectory.reward) for trajectory in group.trajectories if trajectory.reward is not None]
-        numbers = advantages([reward for _, reward in scored], baseline, tau)
-        samples += [
-            _sample(number, group, *pair, float(advantage)) for pair, advantage in zip(scored, numbers, strict=True)
-        ]
-    return Batch(iteration=iteration, version=version, group_size=size, samples=tuple(samples))
-
-
-def _sample(number: int, group: Group, trajectory: Trajectory, reward: float, advantage: float) -> Sample:
-    segments = trajectory.segments
-    assert all(one.kind is SegmentKind.GENERATED for one in segments), "given tokens have no place in a batch yet"
-    return Sample(
-        group=number,
-        prompt_tokens=tuple(group.prompt.tokens),
-        response_tokens=tuple(trajectory.tokens),
-        behaviour_logps=tuple(logp for segment in segments for logp in segment.logps),
-        versions=tuple(segment.version for segment in segments for _ in segment.tokens),
-        advantage=advantage,
-        reward=reward,
-    )
+    groups: dict[int, list[Scored]] = {}
+    for one in scored:
+        groups.setdefault(one.group_id, []).append(one)
+    parts = min(mini_batches, len(groups))
+    samples: list[PlannedSample] = []
+    for number, group in enumerate(groups.values()):
+        mini_batch = number % parts
+        together = len(range(mini_batch, len(groups), parts))  # groups of this mini-batch
+        for one, advantage in zip(group, advantages([one.reward for one in group], baseline, tau), strict=True):
+            samples.append(
+                PlannedSample(
+                    trajectory_id=one.trajectory_id,
+                    group=number,
+                    mini_batch=mini_batch,
+                    tokens=one.tokens,
+                    generated=one.generated,
+                    advantage=float(advantage),
+                    weight=1.0 / (together * len(group)),
+                    reward=one.reward,
+                )
+            )
+    return BatchPlan(iteration=iteration, version=version, group_size=size, mini_batches=parts, samples=tuple(samples))

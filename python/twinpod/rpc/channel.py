@@ -119,12 +119,22 @@ async def ask_stream(
 
 
 def ask_blocking(method: Any, request: Any, *, timeout: float, where: str, wait: bool = False) -> Any:
-    """`ask` over a `blocking_channel`; for a streaming method the answer is the list of its messages."""
+    """`ask` over a `blocking_channel`."""
     try:
-        answer = method(request, timeout=timeout, wait_for_ready=wait)
-        return list(answer) if isinstance(answer, Iterator) else answer
+        return method(request, timeout=timeout, wait_for_ready=wait)
     except grpc.RpcError as error:
         raise errors.from_rpc(error, where) from error
+
+
+def ask_stream_blocking(method: Any, request: Any, *, timeout: float, where: str, wait: bool = False) -> Iterator[Any]:
+    """`ask_stream` over a `blocking_channel`. A stream that is not gone through to its end is cancelled."""
+    call = method(request, timeout=timeout, wait_for_ready=wait)
+    try:
+        yield from call
+    except grpc.RpcError as error:
+        raise errors.from_rpc(error, where) from error
+    finally:
+        call.cancel()
 
 
 def listening_host(address: str) -> str:

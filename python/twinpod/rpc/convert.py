@@ -6,7 +6,6 @@ ProtocolError that names the field, never a ValueError deep inside a room.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import TypeVar
 
@@ -24,12 +23,9 @@ from twinpod.records.rollout import (
     WorkItem,
     WorkResult,
 )
-from twinpod.records.training import Batch, Sample
 from twinpod.rpc.v1 import half_pb2, master_pb2
 
 E = TypeVar("E", bound=Enum)
-
-SAMPLES_A_PART = 256  # samples in one BatchPart: far below the message limit at 8k tokens a sample
 
 
 def _word(kind: type[E], word: str, where: str) -> E:
@@ -287,63 +283,3 @@ def work_batch_from_pb(message: master_pb2.WorkBatch) -> WorkBatch:
         cut=message.cut,
         items=tuple(work_item_from_pb(item) for item in message.items),
     )
-
-
-def sample_to_pb(sample: Sample) -> master_pb2.Sample:
-    """One trajectory for the loss."""
-    return master_pb2.Sample(
-        group=sample.group,
-        prompt_tokens=sample.prompt_tokens,
-        response_tokens=sample.response_tokens,
-        behaviour_logps=sample.behaviour_logps,
-        versions=sample.versions,
-        advantage=sample.advantage,
-        reward=sample.reward,
-    )
-
-
-def sample_from_pb(message: master_pb2.Sample) -> Sample:
-    """ProtocolError when the per-token fields differ in length."""
-    if not len(message.response_tokens) == len(message.behaviour_logps) == len(message.versions):
-        raise ProtocolError(
-            f"{len(message.response_tokens)} tokens, {len(message.behaviour_logps)} log-probs and"
-            f" {len(message.versions)} versions",
-            where=f"Sample of group {message.group}",
-        )
-    return Sample(
-        group=message.group,
-        prompt_tokens=tuple(message.prompt_tokens),
-        response_tokens=tuple(message.response_tokens),
-        behaviour_logps=tuple(message.behaviour_logps),
-        versions=tuple(message.versions),
-        advantage=message.advantage,
-        reward=message.reward,
-    )
-
-
-def batch_to_parts(batch: Batch, samples_a_part: int = SAMPLES_A_PART) -> Iterator[master_pb2.BatchPart]:
-    """The stream of `Master.FetchBatch`; an empty batch is one part without samples."""
-    for begin in range(0, max(1, len(batch.samples)), samples_a_part):
-        yield master_pb2.BatchPart(
-            iteration=batch.iteration,
-            version=batch.version,
-            group_size=batch.group_size,
-            samples=[sample_to_pb(sample) for sample in batch.samples[begin : begin + samples_a_part]],
-        )
-
-
-def batch_from_parts(parts: Iterable[master_pb2.BatchPart]) -> Batch:
-    """The batch that a stream of parts makes; ProtocolError when it is empty or its parts disagree about what they
-    belong to.
-    """
-    heads: set[tuple[int, int, int]] = set()
-    samples: list[Sample] = []
-    for part in parts:
-        heads.add((part.iteration, part.version, part.group_size))
-        samples.extend(sample_from_pb(sample) for sample in part.samples)
-    if len(heads) != 1:
-        raise ProtocolError(
-            f"expected parts of one (iteration, version, group size), found {sorted(heads)}", where="FetchBatch"
-        )
-    ((iteration, version, group_size),) = heads
-    return Batch(iteration=iteration, version=version, group_size=group_size, samples=tuple(samples))

@@ -21,7 +21,8 @@ from typing import Any
 from twinpod.coordination.keys import Keys
 from twinpod.coordination.memory import MemoryStore
 from twinpod.errors import TwinpodError, Unreachable
-from twinpod.master.books import Books, Identity
+from twinpod.master.batch_server import BatchServer
+from twinpod.master.books import FILE, Books, Identity
 from twinpod.master.conductor import Conductor, Parts
 from twinpod.master.dispatcher import Dispatcher
 from twinpod.master.halves import Halves
@@ -35,11 +36,12 @@ from twinpod.master.worker_group import WorkerGroup
 from twinpod.records import codec
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
 from twinpod.records.rollout import PullRequest, WorkItem
-from twinpod.records.training import Batch
+from twinpod.records.training import DataLayout, RankBatch
 from twinpod.records.weights import ServeRequest, ShardRecord
 from twinpod.reward.port import RewardPort
+from twinpod.rpc.batches import BatchReader
 from twinpod.sampling.uniform import Uniform
-from twinpod.testing.small_run import LengthReward, generate, prompts, settings, shard, stats
+from twinpod.testing.small_run import LengthReward, answer, generate, prompts, settings, shard, stats
 
 
 class PowerCut(Exception):  # not an error of Twinpod: the fake's kill -9
@@ -82,7 +84,7 @@ class World:
         self.keys = Keys(namespace="default", job_uid="u")
         self.plug = Plug()
         self.trainer = TrainerState()
-        self.dispatcher: Dispatcher | None = None
+        self.batches: BatchServer | None = None
         self.gap = 0.0
         self.reward: RewardPort = LengthReward()
         self.scorer: Scorer | None = None  # in place of the reward
@@ -149,10 +151,16 @@ class World:
         await self.join()
         books = Books.open(self.folder / "state", Identity(job="j", fields={"spec.seed": "7"}))
         # closed last: a thread may still be at work with them
-        with closing(books), ThreadPoolExecutor(1) as books_thread, ThreadPoolExecutor(1) as judge_thread:
+        with (
+            closing(books),
+            ThreadPoolExecutor(1) as books_thread,
+            ThreadPoolExecutor(1) as judge_thread,
+            ThreadPoolExecutor(1) as batch_thread,
+        ):
             async_books = AsyncBooks(books, books_thread)
             registry = Registry(self.store, self.keys, _turn)
-            self.dispatcher = dispatcher = Dispatcher(_still)
+            dispatcher = Dispatcher(_still)
+            self.batches = batches = BatchServer(self.folder / "state" / FILE, batch_thread)
             halves = Halves(self.connect, _turn, _still)
             workers = WorkerGroup(registry, halves, _turn, replicas=self.settings.hybrid_replicas, lost=dispatcher.lose)
             reporter = Reporter(registry, async_books, _still, self.settings.iterations)
@@ -161,7 +169,8 @@ class World:
                 async_books=async_books,
                 registry=registry,
                 workers=workers,
-                dispatcher=self.dispatcher,
+                dispatcher=dispatcher,
+                batches=batches,
                 source=PromptSource(self.prompts, self.held_out, Uniform(size=len(self.prompts), seed=7)),
                 judge=Judge(
                     self.scorer or InProcess(self.reward, judge_thread),
@@ -183,22 +192,7 @@ class World:
             self.plug.tell, self.plug.tell_after = leave, leave_after
             master = asyncio.create_task(conductor.run())
             crowd = [asyncio.create_task(self._work(pod, dispatcher)) for pod in (*self.hybrid, *self.helpers)]
-            try:
-                while not master.done():
-                    everyone: list[asyncio.Task[Any]] = [master, *crowd]
-                    await asyncio.wait(everyone, return_when=asyncio.FIRST_COMPLETED)
-                    for task in [one for one in crowd if one.done()]:
-                        crowd.remove(task)
-                        if task.exception():
-                            master.cancel()
-                            await asyncio.gather(master, return_exceptions=True)
-                            task.result()  # the PowerCut
-                return await master
-            finally:
-                master.cancel()
-                for task in crowd:
-                    task.cancel()
-                await asyncio.gather(master, *crowd, return_exceptions=True)
+            return await _until_over(master, crowd)
 
     async def _work(self, name: str, dispatcher: Dispatcher) -> None:
         """A worker that generates at once, and gives back half of an item first when the phase is cut."""
@@ -228,10 +222,13 @@ class World:
             await dispatcher.give(pulled.epoch, [result])
             held.remove(item)
 
-    def batch(self, command: Command) -> Batch:
-        """What the trainer fetches."""
-        assert self.dispatcher is not None
-        return self.dispatcher.batch(command.epoch, command.iteration)
+    async def batch(self, command: Command) -> RankBatch:
+        """What the one rank of the trainer fetches."""
+        assert self.batches is not None
+        layout, reader = DataLayout(ranks=1, micro_batch_tokens=64, attention_tokens=100), BatchReader()
+        async for part in self.batches.parts(command.epoch, command.iteration, 0, layout):
+            reader.take(part.SerializeToString())
+        return reader.batch()
 
 
 class FakeHalf:
@@ -254,14 +251,15 @@ class FakeHalf:
         world.told.append(self._pod)
         world.store.away = command.verb is world.away_during
         error = world.fail.pop(command.verb, None)
-        detail = "" if error else self._do(command)
+        batch = await world.batch(command) if command.verb is Verb.TRAIN and not error else None
+        detail = "" if error else self._do(command, batch)
         if self._pod in (*world.hybrid, *world.helpers):
             await world.tell(self._pod, self._kind)
         world.plug.event()
         line = f"{type(error).__name__}: {error}" if error else ""
         return Reply(key=command.key, error=line, retryable=bool(error and error.retryable), seconds=0.0, detail=detail)
 
-    def _do(self, command: Command) -> str:
+    def _do(self, command: Command, batch: RankBatch | None) -> str:
         world, trainer = self._world, self._world.trainer
         match command.verb:
             case Verb.ONLOAD if command.argument:
@@ -270,9 +268,9 @@ class FakeHalf:
                 trained = json.loads(file.read_text()) if asked["snapshot"] else []
                 world.trainer = TrainerState(version=asked["version"], trained=trained)
             case Verb.TRAIN:
-                batch = world.batch(command)
+                assert batch is not None
                 assert batch.version == trainer.version, "the batch was made for other weights"
-                trainer.trained += [f"{batch.iteration}: {sample.response_tokens}" for sample in batch.samples]
+                trainer.trained += [f"{batch.iteration}: {answer(sample)}" for sample in batch.samples]
                 return codec.dumps(stats(command.iteration, world.gap, batch))
             case Verb.PUBLISH:
                 trainer.version = command.version
@@ -302,6 +300,26 @@ class FakeHalf:
             layout = replace(made.layout, parts=tuple(replace(part, name=tensor) for part in made.layout.parts))
             made = replace(made, layout=layout, digest="xxh3:" + "e" * 16)
         return replace(made, digest="xxh3:" + "f" * 16) if apart else made
+
+
+async def _until_over(master: asyncio.Task[bool], crowd: list[asyncio.Task[None]]) -> bool:
+    """The master's answer; a PowerCut that met a worker ends the master too."""
+    try:
+        while not master.done():
+            everyone: list[asyncio.Task[Any]] = [master, *crowd]
+            await asyncio.wait(everyone, return_when=asyncio.FIRST_COMPLETED)
+            for task in [one for one in crowd if one.done()]:
+                crowd.remove(task)
+                if task.exception():
+                    master.cancel()
+                    await asyncio.gather(master, return_exceptions=True)
+                    task.result()  # the PowerCut
+        return await master
+    finally:
+        master.cancel()
+        for task in crowd:
+            task.cancel()
+        await asyncio.gather(master, *crowd, return_exceptions=True)
 
 
 async def _turn(seconds: float) -> None:

@@ -9,7 +9,7 @@ from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.life import LifeCycle
 from twinpod.records.rollout import Prompt, SamplingSettings, Segment, Stop, WorkItem, WorkResult
 from twinpod.records.run import IterationRecord, PhaseSeconds
-from twinpod.records.training import Batch, TrainStats
+from twinpod.records.training import GIVEN, RankBatch, Sample, TrainStats
 from twinpod.records.weights import ShardLayout, ShardRecord, TensorPart
 from twinpod.replay.baseline import Baseline
 from twinpod.reward.port import Verdict
@@ -105,10 +105,16 @@ class LengthReward:
         return Verdict(reward=length / 6, correct=length == 6)
 
 
-def stats(iteration: int, gap: float, batch: Batch) -> TrainStats:
+def answer(sample: Sample) -> tuple[int, ...]:
+    """What stands behind a sample's prompt."""
+    return tuple(sample.tokens[sample.runs[0].count :])
+
+
+def stats(iteration: int, gap: float, batch: RankBatch) -> TrainStats:
     """What a training phase might say."""
-    fresh = sum(version == batch.version for sample in batch.samples for version in sample.versions)
-    tokens = sum(len(sample.response_tokens) for sample in batch.samples)
+    runs = [run for sample in batch.samples for run in sample.runs if run.version != GIVEN]
+    fresh = sum(run.count for run in runs if run.version == batch.version)
+    tokens = sum(run.count for run in runs)
     return TrainStats(
         iteration=iteration,
         loss=0.5,

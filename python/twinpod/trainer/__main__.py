@@ -25,10 +25,12 @@ from twinpod.api.model_folder import hf_config, write_model_folder
 from twinpod.api.pods import HybridSpec
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault, InputError, TwinpodError
-from twinpod.records.training import TrainSettings
+from twinpod.records.model_shape import ModelShape
+from twinpod.records.training import DataLayout, TrainSettings
 
 if TYPE_CHECKING:
     from twinpod.trainer.megatron import RankModel
+    from twinpod.trainer.place import Place
 
 log = logging.getLogger("twinpod.trainer")
 RANKS_TIMEOUT_S = 600.0
@@ -91,7 +93,7 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
     from twinpod.trainer.memory import RankMemory
     from twinpod.trainer.place import Sizes, check_sizes
     from twinpod.trainer.publish import Publisher
-    from twinpod.trainer.wire import Control
+    from twinpod.trainer.wire import Control, Replica
 
     job = load_manifest(environment.job_file)
     spec = job.spec.hybrid.trainer
@@ -107,11 +109,15 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
     if leader:
         write_model_folder(job, environment.model_folder)
     link = torchrun.link or f"{environment.address}:{names.TRAINING_PORT}"
+    control = Control(RANKS_TIMEOUT_S)
+    replica = Replica(control, place.dp_rank, RANKS_TIMEOUT_S)
+    settings = train_settings(job)
     duties = Duties(
         rank=rank,
-        control=Control(RANKS_TIMEOUT_S),
+        control=control,
+        replica=replica,
         memory=RankMemory(rank, enabled=spec.offload or not machine.is_cpu),
-        settings=train_settings(job),
+        settings=settings,
         publishes=place.dp_rank % spec.data_parallel == 0,
         publisher=lambda: Publisher(
             rank,
@@ -128,7 +134,20 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
     serve(
         duties,
         HalfClient(link, environment.tls, attempt=torchrun.attempt) if leader else None,
-        MasterClient(environment.master, environment.tls) if leader else None,
+        MasterClient(
+            environment.master, environment.tls, rank=place.dp_rank, layout=data_layout(settings, shape, place)
+        )
+        if replica.leads
+        else None,
+    )
+
+
+def data_layout(settings: TrainSettings, shape: ModelShape, place: Place) -> DataLayout:
+    """How the master is to divide a batch for these ranks and this model."""
+    return DataLayout(
+        ranks=place.dp_size,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        attention_tokens=shape.attention_tokens,
     )
 
 

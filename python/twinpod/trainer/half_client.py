@@ -1,23 +1,26 @@
-"""Rank 0's two lines to the outside, over gRPC: commands from the training half of its pod, batches from the master.
+"""A rank's two lines to the outside, over gRPC: commands from the training half of its pod (rank 0 alone), batches from
+the master (the first rank of each copy of the model).
 
 The only file of this room that knows gRPC; `loop.py` owns the two ports that it fills.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from twinpod.errors import ProtocolError, Unreachable
 from twinpod.records.life import Command, Reply
-from twinpod.records.training import Batch
-from twinpod.rpc.channel import ask_blocking, blocking_channel
-from twinpod.rpc.convert import batch_from_parts, command_from_pb, reply_to_pb
-from twinpod.rpc.v1 import half_pb2, half_pb2_grpc, master_pb2, master_pb2_grpc
+from twinpod.records.training import DataLayout
+from twinpod.rpc.batches import request_to_pb
+from twinpod.rpc.channel import ask_blocking, ask_stream_blocking, blocking_channel
+from twinpod.rpc.convert import command_from_pb, reply_to_pb
+from twinpod.rpc.v1 import half_pb2, half_pb2_grpc, master_pb2_grpc
 
 TURN_S = 20.0  # one turn of the long poll; ranks never wait longer than this for rank 0
 MARGIN_S = 10.0  # beyond a turn, before the half counts as gone
 PATIENCE_S = 60.0  # a half that restarts may be away for so long
-FETCH_S = 120.0
+FETCH_S = 540.0  # below the limit of a collective: the other ranks wait in one
 
 
 class HalfClient:
@@ -42,20 +45,18 @@ class HalfClient:
 
 
 class MasterClient:
-    """The batch source: `Master.FetchBatch`."""
+    """The batch source of one data-parallel rank: `Master.FetchBatch`."""
 
-    def __init__(self, address: str, tls: Path) -> None:
+    def __init__(self, address: str, tls: Path, *, rank: int, layout: DataLayout) -> None:
         self._stub = master_pb2_grpc.MasterStub(blocking_channel(address, tls))  # type: ignore[no-untyped-call]
-        self._where = f"master {address}"
+        self._where, self._rank, self._layout = f"master {address}", rank, layout
 
-    def fetch(self, epoch: int, iteration: int) -> Batch:
-        """The whole batch; ProtocolError when the master sends another iteration's."""
-        request = master_pb2.BatchRequest(epoch=epoch, iteration=iteration)
-        batch = batch_from_parts(
-            ask_blocking(self._stub.FetchBatch, request, timeout=FETCH_S, where=self._where, wait=True)
-        )
-        if batch.iteration != iteration:
-            raise ProtocolError(
-                f"sent the batch of iteration {batch.iteration} instead of {iteration}", where=self._where
-            )
-        return batch
+    def fetch(self, epoch: int, iteration: int) -> Iterator[bytes]:
+        """The messages as they come; ProtocolError when the master sends another iteration's."""
+        request = request_to_pb(epoch, iteration, self._rank, self._layout)
+        for part in ask_stream_blocking(self._stub.FetchBatch, request, timeout=FETCH_S, where=self._where, wait=True):
+            if part.HasField("head") and part.head.iteration != iteration:
+                raise ProtocolError(
+                    f"sent the batch of iteration {part.head.iteration} instead of {iteration}", where=self._where
+                )
+            yield part.SerializeToString()

@@ -2,11 +2,12 @@
 
 Theory of operation
 -------------------
-All ranks run `serve` in step. Rank 0 alone talks to the outside: it asks its training half for
-the next command (a long poll), fetches the batch where one is needed, and broadcasts both to the other ranks as
-bytes. Every rank then executes the command, and every rank says how it went, so that rank 0 reports a failure that
-happened anywhere. Between commands rank 0 broadcasts an empty message at each turn of the long poll, so a rank never
-waits longer in a collective than one turn.
+All ranks run `serve` in step. Rank 0 alone hears commands: it asks its training half for the next one (a long poll)
+and broadcasts it to the other ranks as bytes. Where a batch is needed, the first rank of each copy of the model
+fetches its data-parallel rank's samples from the master and passes the messages on to the ranks of its copy as they
+come: nobody ever holds more than its own samples. Every rank then executes the command, and every rank says how it
+went, so that rank 0 reports a failure that happened anywhere. Between commands rank 0 broadcasts an empty message at
+each turn of the long poll, so a rank never waits longer in a collective than one turn.
 
 A `TwinpodError` is an answer: it is reported and the loop goes on. Anything else ends the process; torchrun then ends
 the other ranks and the half answers the running command (a command's key makes asking again safe). Weights exist from
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,14 +29,16 @@ from typing import Any, Protocol
 from twinpod.errors import InputError, ProtocolError, TwinpodError
 from twinpod.records.codec import dumps, loads, plain
 from twinpod.records.life import Command, Reply, Verb
-from twinpod.records.training import Batch, TrainSettings
+from twinpod.records.training import RankBatch, TrainSettings
+from twinpod.rpc.batches import BatchReader
 from twinpod.trainer.export import export_folder
 from twinpod.trainer.megatron import RankModel
 from twinpod.trainer.memory import Memory
+from twinpod.trainer.packing import DataLoader
 from twinpod.trainer.publish import Publisher
 from twinpod.trainer.snapshot import load_snapshot, save_snapshot
 from twinpod.trainer.step import train_iteration
-from twinpod.trainer.wire import Control, pack_batch, unpack_batch
+from twinpod.trainer.wire import Control, Replica
 
 
 class CommandSource(Protocol):
@@ -49,10 +52,10 @@ class CommandSource(Protocol):
 
 
 class BatchSource(Protocol):
-    """The master, as rank 0 sees it."""
+    """The master, as the first rank of a copy of the model sees it."""
 
-    def fetch(self, epoch: int, iteration: int) -> Batch:
-        """The batch of an iteration."""
+    def fetch(self, epoch: int, iteration: int) -> Iterator[bytes]:
+        """This data-parallel rank's samples of an iteration, as the messages of `twinpod.rpc.batches`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class Duties:
 
     rank: RankModel
     control: Control
+    replica: Replica
     memory: Memory
     settings: TrainSettings
     publishes: bool  # this rank belongs to the first copy of the model in its pod
@@ -79,7 +83,10 @@ class State:
 
 
 def serve(duties: Duties, commands: CommandSource | None, batches: BatchSource | None) -> None:
-    """Execute commands until EXIT. `commands` and `batches` are given on rank 0 alone. Collective."""
+    """Execute commands until EXIT; collective.
+
+    `commands` is given on rank 0 alone, `batches` where the rank leads its replica.
+    """
     state = State()
     while True:
         command, began = _next(duties, commands, state), time.perf_counter()
@@ -100,7 +107,7 @@ def serve(duties: Duties, commands: CommandSource | None, batches: BatchSource |
             return
 
 
-def execute(duties: Duties, state: State, command: Command, batch: Batch | None) -> str:
+def execute(duties: Duties, state: State, command: Command, batch: RankBatch | None) -> str:
     """One command on one rank; returns this rank's share of the reply's detail (JSON or empty)."""
     if command.verb is Verb.EXIT:
         return ""
@@ -139,22 +146,19 @@ def _next(duties: Duties, commands: CommandSource | None, state: State) -> Comma
     return loads(Command, message.decode()) if message else None
 
 
-def _batch(duties: Duties, command: Command, batches: BatchSource | None) -> Batch | None:
-    """The batch of a TRAIN command on every rank. Rank 0's failure to get it is every rank's failure."""
+def _batch(duties: Duties, command: Command, batches: BatchSource | None) -> RankBatch | None:
+    """This rank's samples for a TRAIN command. Any rank's failure to get them is every rank's failure."""
     if command.verb is not Verb.TRAIN:
         return None
-    message, failure = b"", None
-    if batches is not None:
-        try:
-            message = b"+" + pack_batch(batches.fetch(command.epoch, command.iteration))
-        except TwinpodError as error:
-            failure, message = error, b"-"
-    message = duties.control.broadcast(message)
-    if failure is not None:
-        raise failure
-    if message[:1] == b"-":
-        raise ProtocolError("rank 0 did not get the batch", where=command.key)
-    return unpack_batch(message[1:])
+    reader = BatchReader()
+    messages = batches.fetch(command.epoch, command.iteration) if batches is not None else iter(())
+
+    def finish() -> RankBatch:
+        batch = reader.batch()
+        DataLoader(batch, duties.settings.mask)  # a sample that cannot be loaded is known before any rank trains
+        return batch
+
+    return duties.replica.relay(messages, reader.take, finish)
 
 
 def _onload(duties: Duties, state: State, command: Command) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -251,10 +251,20 @@ def mark_partitions(parameters: Mapping[str, Tensor], shape: ModelShape, place: 
 ForwardStep = Callable[[Iterator[Any], torch.nn.Module], tuple[Tensor, Callable[[Tensor], tuple[Tensor, Any]]]]
 
 
+class MicroBatches(Protocol):
+    """How many there are, and one after the other: they need not all be in memory."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """In order."""
+
+
 def run_schedule(
     rank: RankModel,
     forward_step: ForwardStep,
-    microbatches: Sequence[Any],
+    microbatches: MicroBatches,
     *,
     rows: int,
     length: int,

@@ -1,6 +1,6 @@
 """One iteration of training (paper.md section 5).
 
-1. Pack the batch; every step sees the same micro-batches.
+1. Load the batch; every step sees the same micro-batches.
 2. Reference pass: log-probs of all samples under the weights as they are now. They are the reference of the whole
    iteration, and they show the *weights gap*: on on-policy tokens the engine must have had the same log-probs
    (design.md 8.11).
@@ -22,12 +22,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from twinpod.records.training import Batch, TrainSettings, TrainStats
+from twinpod.records.training import RankBatch, TrainSettings, TrainStats
 from twinpod.trainer.logps import token_logps
 from twinpod.trainer.loss import check_mask, mean_or_nan, policy_loss, weights_gap
 from twinpod.trainer.megatron import RankModel, hidden_of, output_layer, run_schedule
 from twinpod.trainer.optimizer import Optimizer
-from twinpod.trainer.packing import MicroBatch, pack
+from twinpod.trainer.packing import DataLoader, MicroBatch, Micros
 from twinpod.trainer.schedule import learning_rate
 
 
@@ -69,22 +69,18 @@ class Device:
 
 @dataclass(slots=True)
 class Iteration:
-    """The micro-batches and reference log-probs of one iteration on one rank; `references` fill on the last stage."""
+    """The data and reference log-probs of one iteration on one rank; `references` fill on the last stage."""
 
     rank: RankModel
     settings: TrainSettings
-    micros: list[Device]
+    loader: DataLoader
     references: dict[int, Tensor] = field(default_factory=dict)
 
 
-def train_iteration(rank: RankModel, batch: Batch, settings: TrainSettings) -> TrainStats:
-    """Train one iteration in place and report. Collective over all ranks, which must pass the same batch."""
+def train_iteration(rank: RankModel, batch: RankBatch, settings: TrainSettings) -> TrainStats:
+    """Train one iteration in place and report. Collective; each rank passes its own samples."""
     check_mask(settings.mask)
-    place = rank.place
-    packed = pack(
-        batch, mask=settings.mask, budget=settings.micro_batch_tokens, dp_rank=place.dp_rank, dp_size=place.dp_size
-    )
-    iteration = Iteration(rank, settings, [_to_device(micro, rank.machine.device) for micro in packed])
+    iteration = Iteration(rank, settings, DataLoader(batch, settings.mask))
 
     began = time.perf_counter()
     reference = reference_pass(iteration).over_ranks(rank)
@@ -124,12 +120,13 @@ def reference_pass(iteration: Iteration) -> Tally:
         return logps_BL.new_zeros(())
 
     with torch.no_grad():
-        return _run(iteration, collect, forward_only=True)
+        return _run(iteration, iteration.loader.all(), collect, forward_only=True)
 
 
 def optimizer_step(iteration: Iteration, optimizer: Optimizer) -> tuple[Tally, float]:
     """One update over all samples; returns this rank's sums and the gradient norm before clipping."""
-    scale = iteration.rank.loss_scale(len(iteration.micros))
+    micros = iteration.loader.all()
+    scale = iteration.rank.loss_scale(len(micros))
 
     def loss(device: Device, logps_BL: Tensor, tally: Tally) -> Tensor:
         parts = policy_loss(
@@ -147,15 +144,15 @@ def optimizer_step(iteration: Iteration, optimizer: Optimizer) -> tuple[Tally, f
         return parts.loss * scale
 
     optimizer.zero_grad()
-    tally = _run(iteration, loss, forward_only=False)
+    tally = _run(iteration, micros, loss, forward_only=False)
     return tally, optimizer.step()
 
 
 Consume = Callable[[Device, Tensor, Tally], Tensor]
 
 
-def _run(iteration: Iteration, consume: Consume, *, forward_only: bool) -> Tally:
-    """All micro-batches through Megatron's schedule; `consume` gets each one's log-probs on the last stage."""
+def _run(iteration: Iteration, micros: Micros, consume: Consume, *, forward_only: bool) -> Tally:
+    """Some micro-batches through Megatron's schedule; `consume` gets each one's log-probs on the last stage."""
     rank, tally = iteration.rank, Tally()
 
     def finish(device: Device, hidden_LBH: Tensor) -> tuple[Tensor, None]:
@@ -170,18 +167,18 @@ def _run(iteration: Iteration, consume: Consume, *, forward_only: bool) -> Tally
         return consume(device, found.logps_BL, tally), None
 
     def forward(
-        devices: Iterator[Device], model: torch.nn.Module
+        waiting: Iterator[MicroBatch], model: torch.nn.Module
     ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Any]]]:
-        device = next(devices)
+        device = _to_device(next(waiting), rank.machine.device)
         output = hidden_of(rank, model, device.tokens_BL, device.positions_BL)
         return output, partial(finish, device)
 
     run_schedule(
         rank,
         forward,
-        iteration.micros,
-        rows=max(len(device.tokens_BL) for device in iteration.micros),
-        length=max(device.tokens_BL.shape[1] for device in iteration.micros),
+        micros,
+        rows=iteration.loader.rows,
+        length=iteration.loader.length,
         forward_only=forward_only,
     )
     return tally

@@ -1,4 +1,4 @@
-"""Bytes between ranks, without pickle: UTF-8 JSON and flat arrays in uint8 tensors, over a gloo group.
+"""Bytes between ranks, without pickle: UTF-8 JSON and protobuf messages in uint8 tensors, over gloo groups.
 
 The control group is gloo on GPUs too: commands are small, must not occupy the accelerator, and must arrive when its
 memory is away.
@@ -6,16 +6,18 @@ memory is away.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from twinpod.errors import EnvironmentFault
-from twinpod.records.training import Batch, Sample
+from twinpod.errors import EnvironmentFault, TwinpodError
+from twinpod.rpc.errors import pack, unpack
+
+T = TypeVar("T")
 
 
 class Control:
@@ -27,17 +29,7 @@ class Control:
 
     def broadcast(self, message: bytes) -> bytes:
         """Rank 0's `message`, on every rank; what others pass is ignored."""
-        length = torch.tensor([len(message)], dtype=torch.int64)
-        dist.broadcast(length, src=0, group=self._group)
-        if int(length) == 0:
-            return b""
-        payload = (
-            torch.frombuffer(bytearray(message), dtype=torch.uint8)
-            if self.rank == 0
-            else torch.empty(int(length), dtype=torch.uint8)
-        )
-        dist.broadcast(payload, src=0, group=self._group)
-        return bytes(payload.numpy())
+        return broadcast(message, 0, self._group, speaks=self.rank == 0)
 
     def gather(self, message: bytes) -> list[bytes]:
         """Every rank's message in order of rank, on every rank. Padded to the longest: meant for short ones."""
@@ -69,63 +61,75 @@ class Control:
             raise EnvironmentFault(failures[0], where=where, mend="check space and permissions of the volume")
 
 
-def pack_batch(batch: Batch) -> bytes:
-    """A batch as one JSON line of counts and flat little-endian columns behind it: long answers stay cheap."""
-    samples = batch.samples
-    head = {
-        "iteration": batch.iteration,
-        "version": batch.version,
-        "group_size": batch.group_size,
-        "groups": [sample.group for sample in samples],
-        "prompts": [len(sample.prompt_tokens) for sample in samples],
-        "responses": [len(sample.response_tokens) for sample in samples],
-        "logps": [len(sample.behaviour_logps) for sample in samples],
-        "versions": [len(sample.versions) for sample in samples],
-    }
-    columns = (
-        np.asarray([token for sample in samples for token in sample.prompt_tokens], dtype="<i4"),
-        np.asarray([token for sample in samples for token in sample.response_tokens], dtype="<i4"),
-        np.asarray([logp for sample in samples for logp in sample.behaviour_logps], dtype="<f8"),
-        np.asarray([version for sample in samples for version in sample.versions], dtype="<i8"),
-        np.asarray([sample.advantage for sample in samples], dtype="<f8"),
-        np.asarray([sample.reward for sample in samples], dtype="<f8"),
+def broadcast(message: bytes, source: int, group: dist.ProcessGroup, *, speaks: bool) -> bytes:
+    """`message` of the rank `source` on every rank of the group; collective."""
+    length = torch.tensor([len(message)], dtype=torch.int64)
+    dist.broadcast(length, src=source, group=group)
+    if int(length) == 0:
+        return b""
+    payload = (
+        torch.frombuffer(bytearray(message), dtype=torch.uint8)
+        if speaks
+        else torch.empty(int(length), dtype=torch.uint8)
     )
-    return b"".join((json.dumps(head).encode(), b"\n", *(column.tobytes() for column in columns)))
+    dist.broadcast(payload, src=source, group=group)
+    return bytes(payload.numpy())
 
 
-def unpack_batch(message: bytes) -> Batch:
-    """The inverse of `pack_batch`."""
-    line = message.index(b"\n")
-    head = json.loads(message[:line])
-    cursor = line + 1
+class Replica:
+    """The ranks that hold one copy of the model together, one data-parallel rank; the lowest of them leads."""
 
-    def column(kind: str, counts: list[int]) -> list[list[float]]:
-        nonlocal cursor
-        flat = np.frombuffer(message, dtype=kind, count=sum(counts), offset=cursor)
-        cursor += flat.nbytes
-        return [piece.tolist() for piece in np.split(flat, np.cumsum(counts)[:-1])] if counts else []
+    def __init__(self, control: Control, dp_rank: int, timeout_s: float) -> None:
+        """Collective over all ranks."""
+        places = [int(line) for line in control.gather(str(dp_rank).encode())]
+        members = [[rank for rank, found in enumerate(places) if found == one] for one in range(max(places) + 1)]
+        self._control, self._members = control, members[dp_rank]
+        self._group: dist.ProcessGroup | None = None
+        for number, ranks in enumerate(members):  # every rank makes every group, in the same order
+            group = dist.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout_s)) if ranks[1:] else None
+            if number == dp_rank:
+                self._group = group
 
-    ones = [1] * len(head["groups"])
-    rows = zip(
-        head["groups"],
-        column("<i4", head["prompts"]),
-        column("<i4", head["responses"]),
-        column("<f8", head["logps"]),
-        column("<i8", head["versions"]),
-        column("<f8", ones),
-        column("<f8", ones),
-        strict=True,
-    )
-    samples = tuple(
-        Sample(
-            group=group,
-            prompt_tokens=tuple(prompt),
-            response_tokens=tuple(response),
-            behaviour_logps=tuple(logps),
-            versions=tuple(versions),
-            advantage=advantage,
-            reward=reward,
-        )
-        for group, prompt, response, logps, versions, (advantage,), (reward,) in rows
-    )
-    return Batch(iteration=head["iteration"], version=head["version"], group_size=head["group_size"], samples=samples)
+    @property
+    def leads(self) -> bool:
+        """This rank speaks to the outside for its replica."""
+        return bool(self._control.rank == self._members[0])
+
+    def relay(self, messages: Iterable[bytes], take: Callable[[bytes], None], finish: Callable[[], T]) -> T:
+        """The leader's messages, one after the other, to `take` on every rank of the replica, then `finish`'s answer.
+
+        Collective over all ranks; no message may be empty. What the leader's iterator, `take` or `finish` raises
+        anywhere, every rank of every replica raises: they train together or not at all.
+        """
+        failure, answer = b"", None
+        try:
+            for message in messages if self.leads else iter(lambda: self._broadcast(b""), b""):
+                if self.leads:
+                    self._broadcast(message)
+                failure = failure or _caught(partial(take, message))
+        except TwinpodError as error:
+            failure = pack(error)
+        if self.leads:
+            self._broadcast(b"")
+        if not failure:
+            try:
+                answer = finish()
+            except TwinpodError as error:
+                failure = pack(error)
+        failed = [line for line in self._control.gather(failure) if line]
+        if failed or answer is None:
+            raise unpack(failed[0])
+        return answer
+
+    def _broadcast(self, message: bytes) -> bytes:
+        if self._group is None:
+            return message
+        return broadcast(message, self._members[0], self._group, speaks=self.leads)
+
+
+def _caught(act: Callable[[], None]) -> bytes:
+    try:
+        act()
+    except TwinpodError as error:
+        return pack(error)
+    return b""

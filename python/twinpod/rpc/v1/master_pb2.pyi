@@ -137,39 +137,69 @@ class ReturnReply(_message.Message):
     def __init__(self, stored: _Optional[int] = ...) -> None: ...
 
 class BatchRequest(_message.Message):
-    __slots__ = ("epoch", "iteration")
+    __slots__ = ("epoch", "iteration", "rank", "ranks", "micro_batch_tokens", "attention_tokens")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ITERATION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     iteration: int
-    def __init__(self, epoch: _Optional[int] = ..., iteration: _Optional[int] = ...) -> None: ...
+    rank: int
+    ranks: int
+    micro_batch_tokens: int
+    attention_tokens: int
+    def __init__(self, epoch: _Optional[int] = ..., iteration: _Optional[int] = ..., rank: _Optional[int] = ..., ranks: _Optional[int] = ..., micro_batch_tokens: _Optional[int] = ..., attention_tokens: _Optional[int] = ...) -> None: ...
 
 class BatchPart(_message.Message):
-    __slots__ = ("iteration", "version", "group_size", "samples")
+    __slots__ = ("head", "samples", "data")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    head: BatchHead
+    samples: _containers.RepeatedCompositeFieldContainer[BatchSample]
+    data: bytes
+    def __init__(self, head: _Optional[_Union[BatchHead, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[BatchSample, _Mapping]]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class BatchHead(_message.Message):
+    __slots__ = ("iteration", "version", "group_size", "micro_batches", "samples")
     ITERATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCHES_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     iteration: int
     version: int
     group_size: int
-    samples: _containers.RepeatedCompositeFieldContainer[Sample]
-    def __init__(self, iteration: _Optional[int] = ..., version: _Optional[int] = ..., group_size: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...) -> None: ...
+    micro_batches: _containers.RepeatedScalarFieldContainer[int]
+    samples: int
+    def __init__(self, iteration: _Optional[int] = ..., version: _Optional[int] = ..., group_size: _Optional[int] = ..., micro_batches: _Optional[_Iterable[int]] = ..., samples: _Optional[int] = ...) -> None: ...
 
-class Sample(_message.Message):
-    __slots__ = ("group", "prompt_tokens", "response_tokens", "behaviour_logps", "versions", "advantage", "reward")
+class BatchSample(_message.Message):
+    __slots__ = ("trajectory_id", "group", "mini_batch", "micro_batch", "advantage", "weight", "reward", "runs")
+    TRAJECTORY_ID_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    RESPONSE_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    BEHAVIOUR_LOGPS_FIELD_NUMBER: _ClassVar[int]
-    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    MINI_BATCH_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
     ADVANTAGE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    trajectory_id: int
     group: int
-    prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
-    response_tokens: _containers.RepeatedScalarFieldContainer[int]
-    behaviour_logps: _containers.RepeatedScalarFieldContainer[float]
-    versions: _containers.RepeatedScalarFieldContainer[int]
+    mini_batch: int
+    micro_batch: int
     advantage: float
+    weight: float
     reward: float
-    def __init__(self, group: _Optional[int] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., response_tokens: _Optional[_Iterable[int]] = ..., behaviour_logps: _Optional[_Iterable[float]] = ..., versions: _Optional[_Iterable[int]] = ..., advantage: _Optional[float] = ..., reward: _Optional[float] = ...) -> None: ...
+    runs: _containers.RepeatedCompositeFieldContainer[TokenRun]
+    def __init__(self, trajectory_id: _Optional[int] = ..., group: _Optional[int] = ..., mini_batch: _Optional[int] = ..., micro_batch: _Optional[int] = ..., advantage: _Optional[float] = ..., weight: _Optional[float] = ..., reward: _Optional[float] = ..., runs: _Optional[_Iterable[_Union[TokenRun, _Mapping]]] = ...) -> None: ...
+
+class TokenRun(_message.Message):
+    __slots__ = ("version", "count")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    count: int
+    def __init__(self, version: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...

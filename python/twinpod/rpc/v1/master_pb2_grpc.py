@@ -69,7 +69,7 @@ class MasterServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchBatch(self, request, context):
-        """The batch of an iteration, in messages of at most some hundred samples.
+        """One data-parallel rank's samples of an iteration, in messages of bounded size.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
