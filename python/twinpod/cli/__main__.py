@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands)
     validate = _command(commands, "validate", "check a manifest, without starting anything")
     validate.add_argument("file", type=Path, metavar="FILE", help="RLJobs, RolloutPools and SandboxPools")
+    _add_fit(commands)
     inspect = _command(commands, "inspect", "what a running or finished run did, from its database alone")
     add_target(inspect)
     inspect.add_argument("--json", action="store_true", help="everything, as one JSON object")
@@ -101,6 +102,18 @@ def _add_run(commands: argparse._SubParsersAction[_Command]) -> None:
     run.add_argument("--iterations", type=int, metavar="N", help="instead of spec.iterations")
     run.add_argument("--no-live", action="store_true", help="one line an iteration instead of the live table")
     run.add_argument("--no-check", action="store_true", help="do not check the exported model in the end")
+
+
+def _add_fit(commands: argparse._SubParsersAction[_Command]) -> None:
+    fit = _command(commands, "fit", "what a job holds in memory in each phase, whether it fits, and what to change")
+    fit.add_argument("file", type=Path, metavar="FILE", help="manifest of an RLJob")
+    fit.add_argument("--accelerator", metavar="NAME", help="such as h100-80gb (the default), a100-80gb, h200-141gb")
+    fit.add_argument(
+        "--prompt-tokens", type=int, default=1024, metavar="N", help="of the longest prompt (default 1024)"
+    )
+    fit.add_argument("--memory", metavar="QUANTITY", help="what a pod may have of its node's memory, such as 1500Gi")
+    fit.add_argument("--config", type=Path, metavar="FILE", help="config.json, where model.from is not on this machine")
+    fit.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
 def _command(commands: argparse._SubParsersAction[_Command], name: str, help_text: str) -> _Command:

@@ -1,0 +1,251 @@
+"""`twinpod fit`: parameters, activations, phases and advice, against what is known of real models."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twinpod.api.sizing.accelerators import ACCELERATORS, accelerator
+from twinpod.api.sizing.activations import CHUNK_BYTES, kept, logits
+from twinpod.api.sizing.advice import fit, largest_micro_batch, train_excess
+from twinpod.api.sizing.nouns import GIB, Setup
+from twinpod.api.sizing.parameters import stage_tensors, total
+from twinpod.api.sizing.phases import (
+    kv_token_bytes,
+    offloaded,
+    power_of_two,
+    published_bytes,
+    rank_state,
+    shared_memory,
+    train_holding,
+)
+from twinpod.cli.__main__ import main
+from twinpod.errors import InputError
+from twinpod.records.model_shape import Family, ModelShape, shape_from_huggingface
+
+TOP = Path(__file__).resolve().parents[2]
+MODELS = Path(__file__).parent / "models"
+SAMPLES = TOP / "manifests/samples"
+H100 = accelerator("h100-80gb")
+
+
+def model(name: str) -> ModelShape:
+    return shape_from_huggingface(json.loads((MODELS / f"{name}.json").read_text()))
+
+
+def setup(name: str = "Qwen3-8B", **changed: Any) -> Setup:
+    values: dict[str, Any] = {
+        "shape": model(name), "item": 2, "replicas": 1, "accelerators": 8, "tensor": 4, "pipeline": 1, "data": 2,
+        "micro_tokens": 8192, "context": 8192, "samples": 1024, "recompute": "None", "sequence_parallel": False,
+        "offload": True, "local_layers": False,
+        "engine_tensor": 8, "engine_data": 1, "kv_tokens": 524_288, "memory_fraction": 0.8, "max_running": 512,
+    }  # fmt: skip
+    return Setup(**values | changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen3-1.7B", 1_720_574_976),
+        ("Qwen3-8B", 8_190_735_360),
+        ("Qwen3-32B", 32_762_123_264),
+        ("Llama-3.1-70B-Instruct", 70_553_706_496),
+    ],
+)
+def test_models_have_the_parameters_that_their_makers_say(name: str, parameters: int) -> None:
+    assert total(model(name)) == parameters
+
+
+def _small(family: Family, *, tied: bool) -> ModelShape:
+    like = model("Qwen3-8B")
+    heads = 8 if family is Family.OPT else 4
+    sizes = {"hidden": 64, "layers": 4, "heads": 8, "kv_heads": heads, "head_dim": 8, "ffn": 96, "vocab": 101}
+    return replace(like, family=family, tied=tied, max_positions=32, **sizes)
+
+
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 1), (1, 2), (4, 4)])
+def test_a_rank_has_the_parameters_that_the_trainer_plans(
+    family: Family, tied: bool, tensor: int, pipeline: int
+) -> None:
+    from twinpod.trainer.convert.plan import plan_parts
+    from twinpod.trainer.place import Place
+
+    shape = _small(family, tied=tied)
+    padding = (shape.padded_vocab(tensor) - shape.vocab) * shape.hidden
+    for stage in range(pipeline):
+        place = Place(tp_rank=0, tp_size=tensor, pp_rank=stage, pp_size=pipeline)
+        planned = sum(math.prod(part.shape) for part in plan_parts(shape, place))
+        counted = sum(stage_tensors(shape, tensor, pipeline, stage))
+        assert padding < shape.hidden * tensor  # on the last rank only, so not on this one
+        assert counted == planned
+
+
+def test_a_plain_layer_keeps_what_the_paper_counts() -> None:
+    """Korthikanti et al. 2022: 34 bytes a token and unit of hidden size, of which 2 are the masks of dropout."""
+    hidden = 1024
+    plain = replace(
+        model("Qwen3-8B"),
+        family=Family.OPT,
+        hidden=hidden,
+        heads=16,
+        kv_heads=16,
+        head_dim=64,
+        ffn=4 * hidden,
+        layers=10,
+    )
+    tokens = 4096
+    found = kept(setup(shape=plain, tensor=1, data=8), tokens).layers
+    statistics = 10 * tokens * plain.heads * 4  # the sums of softmax that fused attention keeps
+    assert found - statistics == 10 * tokens * hidden * 32
+    divided = kept(setup(shape=plain, tensor=8, data=1), tokens).layers
+    assert divided == 10 * tokens * (
+        hidden * (8 + 24 // 8) + plain.heads // 8 * 4
+    )  # 10 + 24/t of the paper, less masks
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_recompute_and_sequence_parallelism_keep_less(cpu: bool) -> None:
+    one = setup(accelerators=0 if cpu else 8, local_layers=cpu)
+    none, selective, full = (kept(replace(one, recompute=way), 8192).layers for way in ("None", "Selective", "Full"))
+    assert full < selective < none
+    assert full == 8192 * one.shape.layers * one.shape.hidden * 2
+    assert kept(replace(one, recompute="Full", sequence_parallel=True), 8192).layers == full // 4
+    if not cpu:
+        assert selective > 0.99 * none  # fused attention keeps no probabilities
+
+
+def test_logits_are_a_chunk_however_long_the_micro_batch() -> None:
+    assert logits(setup(), 8192) == logits(setup(), 1 << 20) == 2 * CHUNK_BYTES["cuda"]
+    assert logits(setup(item=4), 256) == 256 * 151_936 // 4 * 4
+
+
+def test_the_chunk_is_the_trainer_s() -> None:
+    from twinpod.trainer import logps
+
+    assert CHUNK_BYTES == logps.CHUNK_BYTES
+
+
+def test_mixed_precision_costs_18_bytes_a_parameter_and_divides_12_over_the_copies() -> None:
+    alone = rank_state(setup(tensor=1, data=1, accelerators=1, engine_tensor=1))
+    count = total(model("Qwen3-8B"))
+    assert alone == {"weights": 2 * count, "main weights": 4 * count, "gradients": 4 * count, "moments": 8 * count}
+    eight = rank_state(setup(tensor=1, data=8, replicas=4, accelerators=8))
+    assert sum(eight.values()) == 6 * count + 12 * -(-count // 32)
+
+
+def test_float32_on_a_cpu_costs_16_bytes_a_parameter() -> None:
+    state = rank_state(setup(item=4, accelerators=0, tensor=1, data=1))
+    assert sum(state.values()) == 16 * total(model("Qwen3-8B"))
+
+
+def test_keys_and_values_are_divided_down_to_one_head() -> None:
+    token = 2 * 36 * 128 * 2
+    assert [kv_token_bytes(setup(engine_tensor=ranks)) for ranks in (1, 2, 8, 16)] == [
+        8 * token,
+        4 * token,
+        token,
+        token,
+    ]
+
+
+def test_shared_memory_holds_two_slots_of_the_weights() -> None:
+    one = setup()
+    assert 2 * published_bytes(one) < shared_memory(one) < 2 * published_bytes(one) + GIB
+
+
+def test_pinned_memory_comes_in_powers_of_two() -> None:
+    assert [power_of_two(n) for n in (0, 1, 3, 4096, 4097)] == [0, 1, 4, 4096, 8192]
+    one = setup(tensor=1, data=1)
+    assert published_bytes(one) <= offloaded(replace(one, item=2)) <= 4 * published_bytes(one) + 8 * total(one.shape)
+
+
+@pytest.mark.parametrize("name", ["Qwen3-1.7B", "Qwen3-8B"])
+def test_the_largest_micro_batch_is_the_largest(name: str) -> None:
+    one = setup(name)
+    most = largest_micro_batch(one, H100)
+    sizes = [sum(amount.nbytes for amount in train_holding(one, tokens)) for tokens in (most, most + 256)]
+    assert sizes[0] <= H100.usable < sizes[1]
+
+
+def test_a_model_that_cannot_fit_has_no_micro_batch() -> None:
+    assert largest_micro_batch(setup("Llama-3.1-70B-Instruct", tensor=1, data=8), H100) == 0
+
+
+def test_advice_goes_from_the_cheapest_to_the_dearest_and_leaves_out_what_is_not_needed() -> None:
+    def fields(**changed: Any) -> list[str]:
+        return [change.field.rpartition(".")[2] for change in fit(setup(**changed), H100).changes]
+
+    assert fields() == []
+    assert fields(micro_tokens=65_536) == ["microBatchTokens"]
+    assert fields(context=65_536) == ["recompute"]
+    assert fields(tensor=1, data=8, context=65_536) == ["recompute", "tensorParallel"]
+    assert fields(kv_tokens=8_388_608) == ["kvTokens"]
+    assert fields(shape=model("Llama-3.1-70B-Instruct"), tensor=1, data=8, engine_tensor=1, kv_tokens=65_536) == [
+        *("recompute", "tensorParallel", "replicas"),
+        "tensorParallel",
+    ]
+
+
+def test_advice_that_is_taken_makes_it_fit() -> None:
+    long = setup(context=65_536)
+    assert train_excess(long, H100) > 0
+    assert not fit(long, H100).fits
+    assert fit(replace(long, recompute="Full"), H100).fits
+
+
+def test_shared_memory_and_host_memory_are_told_with_both_numbers() -> None:
+    found = fit(setup(), H100, shared_memory_given=GIB, host_bytes=100 * GIB)
+    assert found.problems == (
+        "/dev/shm needs 31.0 GiB, hybrid.sharedMemory is 1.0 GiB",
+        "a pod needs 170.5 GiB of memory (rollout), it may have 100.0 GiB",
+    )
+    assert found.changes[0].value == "32Gi"
+
+
+def test_an_accelerator_is_found_by_its_name_or_refused_with_all_names() -> None:
+    assert accelerator("H100-80GB") is ACCELERATORS["h100-80gb"]
+    assert accelerator("b200").name == "b200-180gb"
+    with pytest.raises(InputError, match=r"'a100' is not known; use one of a100-40gb, a100-80gb"):
+        accelerator("a100")
+
+
+def test_the_command_prints_a_table_and_its_exit_code_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    sample, config = str(SAMPLES / "gpu/qwen3-8b.yaml"), str(MODELS / "Qwen3-8B.json")
+    assert main(["fit", sample, "--config", config]) == 0
+    printed = capsys.readouterr().out
+    assert "qwen3-8b: 8.19 billion parameters, 1 pod of 8 x h100-80gb (79.1 GiB)" in printed
+    assert "forward, backward" in printed
+    assert main(["fit", sample, "--config", config, "--accelerator", "l4-24gb", "--json"]) == 1
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert (answer["job"], answer["fits"], answer["accelerator"]["name"]) == ("qwen3-8b", False, "l4-24gb")
+    assert answer["changes"]
+
+
+def test_a_job_on_the_cpu_is_told_the_memory_of_its_pod(capsys: pytest.CaptureFixture[str]) -> None:
+    sample = str(SAMPLES / "reverse-letters.yaml")
+    assert main(["fit", sample]) == 0
+    assert "GiB, memory of a pod" in capsys.readouterr().out
+    assert main(["fit", sample, "--memory", "1Gi"]) == 1
+    assert "it may have 1.0 GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--config", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["--memory", "lots"], '--memory: "lots" is not a quantity'),
+        (["--accelerator", "tpu"], "--accelerator: 'tpu' is not known"),
+        ([], "give the model's config.json with --config FILE"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = [] if not more or more[0] == "--config" else ["--config", str(MODELS / "Qwen3-8B.json")]
+    assert main(["fit", str(SAMPLES / "gpu/qwen3-8b.yaml"), *config, *more]) == 2
+    assert said in capsys.readouterr().err
