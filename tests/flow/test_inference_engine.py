@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedConfig, Qwen
 
 from twinpod.errors import EngineFault, IntegrityError, ProtocolError, WrongVersion
 from twinpod.inference.sglang_engine import EngineSpec, Generation, SGLangEngine, server_args
+from twinpod.master.limits import RESERVED
 from twinpod.rpc.ports import free_port
 from twinpod.testing.standby_driver import StandbyDriver, publish
 
@@ -180,6 +181,20 @@ async def test_a_stop_token_ends_the_answer_and_is_part_of_it(started: Started, 
         )
     assert cut.finish == "stop"
     assert cut.tokens == free.tokens[: free.tokens.index(stop) + 1]
+
+
+async def test_a_trajectory_that_fits_by_our_limits_is_generated_whole_and_when_it_was_cut(
+    started: Started, shm: Path
+) -> None:
+    most = 512 - RESERVED  # of prompt and answer in the context of this engine
+    ids = tuple(2 + number % 60 for number in range(most))
+    async with started.client() as engine:
+        await started.load(engine, publish(shm, weights(4), 4), 4)
+        (whole,) = await engine.generate(Generation(tokens=PROMPT, n=1, max_new_tokens=most - len(PROMPT)))
+        (last,) = await engine.generate(Generation(tokens=ids[:-1], n=1, max_new_tokens=1))
+        assert (len(whole.tokens), len(last.tokens)) == (most - len(PROMPT), 1)
+        with pytest.raises(EngineFault, match="exceeds the maximum allowed length"):
+            await engine.generate(Generation(tokens=ids, n=1, max_new_tokens=1))
 
 
 async def test_an_abort_keeps_what_was_generated(started: Started, shm: Path) -> None:

@@ -175,9 +175,9 @@ def test_tied_embedding_is_loaded_at_both_ends_and_exported_once() -> None:
 @pytest.mark.parametrize(
     ("sizes", "ranks", "message"),
     [
-        (Sizes(tensor=3), 3, "tensor parallel size: 3 does not divide the model's 4 attention heads"),
-        (Sizes(tensor=4), 4, "tensor parallel size: 4 does not divide the model's 2 key-value heads"),
-        (Sizes(pipeline=3), 3, "pipeline parallel size: 3 does not divide the model's 4 layers"),
+        (Sizes(tensor=3), 3, "spec.hybrid.trainer.tensorParallel: 3 does not divide the model's 4 attention heads"),
+        (Sizes(tensor=4), 4, "spec.hybrid.trainer.tensorParallel: 4 does not divide the model's 2 key-value heads"),
+        (Sizes(pipeline=3), 3, "spec.hybrid.trainer.pipelineParallel: 3 does not divide the model's 4 layers"),
         (Sizes(tensor=2, pipeline=2), 6, "6 ranks cannot hold copies of 2 x 2"),
         (Sizes(expert=2), 2, "models with experts are not supported yet"),
     ],

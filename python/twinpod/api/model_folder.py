@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twinpod.api.character_tokenizer import EOS_ID, PAD_ID, tokenizer_config, tokenizer_json, tokens_of
+from twinpod.api.safetensors_header import refuse_pointer
 from twinpod.api.types import Architecture, RLJob
 from twinpod.errors import EnvironmentFault, InputError
 from twinpod.records.model_shape import shape_from_huggingface
@@ -230,7 +231,9 @@ def _tokenizer_of(job: RLJob) -> dict[str, str | Path]:
 
 def _read_json(path: Path, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        refuse_pointer(text, path)
+        content = json.loads(text)
     except FileNotFoundError as error:
         raise InputError(
             f"{path.parent} has no {path.name}", where=where, mend="give a complete Hugging Face folder"

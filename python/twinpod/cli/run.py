@@ -15,7 +15,7 @@ from twinpod.api.load import check
 from twinpod.api.types import RLJob, RolloutPool
 from twinpod.cli.live import make_view
 from twinpod.cli.outcome import write_outcome
-from twinpod.cli.preflight import check_inputs
+from twinpod.cli.preflight import check_inputs, module_folders
 from twinpod.cli.progress import read_progress
 from twinpod.errors import EXIT_FAULT, EXIT_INPUT, InputError
 from twinpod.local import Launcher
@@ -36,7 +36,7 @@ def execute(arguments: argparse.Namespace) -> int:
     job = overridden(asked, seed=arguments.seed, iterations=arguments.iterations)
     folder = RunFolder(arguments.out or Path("runs") / job.metadata.name)
     if not folder.job_file.exists():
-        check_inputs(as_seen_from_outside(job, source_claims(job, folder)))
+        check_inputs(as_seen_from_outside(job, source_claims(job, folder)), pools)
     folder.lock()
     if finished(job, folder):
         there = f"finished already in {shown(folder.root)}"
@@ -44,11 +44,6 @@ def execute(arguments: argparse.Namespace) -> int:
         return write_outcome(job, folder, Console(highlight=False), check_export=not arguments.no_check)
     isolate()  # from here on in the launcher
     sys.exit(_launch(job, pools, folder, arguments))
-
-
-def module_folders(file: Path) -> list[str]:
-    """Where data sets and rewards of the user's are looked for last: beside the manifest, and here."""
-    return [str(file.resolve().parent), str(Path.cwd())]
 
 
 def overridden(job: RLJob, *, seed: int | None, iterations: int | None) -> RLJob:

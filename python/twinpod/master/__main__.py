@@ -28,7 +28,7 @@ from twinpod.api.types import RLJob
 from twinpod.coordination.etcd import EtcdStore
 from twinpod.coordination.keys import Keys
 from twinpod.errors import EXIT_RETRY, EXIT_STALE, EXIT_STOPPED, EnvironmentFault, InputError, StaleEpoch, TwinpodError
-from twinpod.master import books_data
+from twinpod.master import books_data, limits
 from twinpod.master import books_read as read
 from twinpod.master.batch_server import BatchServer
 from twinpod.master.books import FILE, Books
@@ -46,6 +46,7 @@ from twinpod.master.settings import identity_of, settings_of
 from twinpod.master.sinks import AsyncBooks
 from twinpod.master.takeover import leave_when_superseded, take_books
 from twinpod.master.worker_group import WorkerGroup
+from twinpod.records.model_shape import ModelShape
 from twinpod.rpc.channel import listening_host, serve
 from twinpod.sampling.datasets import open_dataset
 from twinpod.sampling.tokens import Tokenizer, build_prompts, divide
@@ -70,12 +71,15 @@ def exit_code(error: TwinpodError) -> int:
     return EXIT_RETRY
 
 
-async def run(job: RLJob, environment: Environment) -> int:
+async def run(job: RLJob, environment: Environment, shape: ModelShape) -> int:
     """Wire everything, conduct the run, let go of everything."""
     tokenizer = Tokenizer(environment.model_folder)
+    limits.check_vocabulary(shape, tokenizer.size)
     dataset = open_dataset(job.spec.dataset, job.spec.seed)
     data = job.spec.dataset
     everything = build_prompts(dataset, data.template, tokenizer, special=data.add_special_tokens)
+    longest = limits.longest_of(everything, dataset.items)
+    limits.check_lengths(job.spec.rollout.max_tokens, longest, limits.limits_of(shape, job.spec.hybrid.inference))
     keys: dict[int, int] = {}
     settings = settings_of(job, tokenizer.stop_ids)
     host = listening_host(environment.address)
@@ -208,8 +212,9 @@ def main(arguments: list[str] | None = None) -> int:
         job = load_manifest(environment.job_file)
         environment.run.mkdir(parents=True, exist_ok=True)
         environment.snapshots.mkdir(parents=True, exist_ok=True)
+        shape = limits.check_model(job)
         write_model_folder(job, environment.model_folder)
-        code = asyncio.run(run(job, environment))
+        code = asyncio.run(run(job, environment, shape))
     except TwinpodError as error:
         print(f"twinpod.master: {error.line()}", file=sys.stderr)
         return exit_code(error)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Vocabulary
 
+from twinpod.api.safetensors_header import refuse_pointer
 from twinpod.errors import InputError
 from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Prompt
@@ -38,13 +39,17 @@ class Tokenizer:
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
         try:
-            self._vocabulary = Vocabulary.from_str(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
+            refuse_pointer(content, path)
+            self._vocabulary = Vocabulary.from_buffer(content)
         except OSError as error:
             raise InputError(
                 f"cannot be read: {error.strerror}",
                 where=str(path),
                 mend="the model folder needs a tokenizer.json; set model.tokenizer in the job",
             ) from error
+        except InputError:
+            raise
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"is no tokenizer: {error}", where=str(path)) from error
         self._vocabulary.no_padding()

@@ -57,14 +57,17 @@ def check_sizes(shape: ModelShape, sizes: Sizes, ranks: int) -> None:
         ("intermediate size", shape.ffn),
     ):
         if value % sizes.tensor:
-            raise InputError(f"{sizes.tensor} does not divide the model's {value} {what}", where="tensor parallel size")
+            raise InputError(
+                f"{sizes.tensor} does not divide the model's {value} {what}", where="spec.hybrid.trainer.tensorParallel"
+            )
     if shape.layers % sizes.pipeline:
         raise InputError(
-            f"{sizes.pipeline} does not divide the model's {shape.layers} layers", where="pipeline parallel size"
+            f"{sizes.pipeline} does not divide the model's {shape.layers} layers",
+            where="spec.hybrid.trainer.pipelineParallel",
         )
     if ranks % sizes.model_ranks():
         raise InputError(
             f"{ranks} ranks cannot hold copies of {sizes.tensor} x {sizes.pipeline} (tensor x pipeline) ranks each",
-            where="parallel sizes",
+            where="spec.hybrid",
             mend=f"use a multiple of {sizes.model_ranks()} accelerators",
         )
