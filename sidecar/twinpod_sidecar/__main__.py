@@ -30,6 +30,7 @@ from twinpod.records.life import HalfKind
 from twinpod.rpc.channel import listening_host, serve
 from twinpod.rpc.ports import free_port
 from twinpod_sidecar.children import Children
+from twinpod_sidecar.devices import Nvml
 from twinpod_sidecar.engine_port import Engine
 from twinpod_sidecar.health import Health
 from twinpod_sidecar.inference import InferenceHalf
@@ -60,7 +61,8 @@ async def run_inference(job: RLJob, environment: Environment) -> int:
     offers = ShardOffers()
     address = f"{environment.address}:{settings.half.port}"
     stager = Stager(environment.shm, address, GrpcCarrier(environment.tls), offers)
-    half = InferenceHalf(settings, SGLang(), Children(), stager, news.set)
+    devices = Nvml(os.environ.get("CUDA_VISIBLE_DEVICES", ""), job.spec.hybrid.accelerators)
+    half = InferenceHalf(settings, SGLang(), Children(), stager, devices, news.set)
     member = _member(environment, HalfKind.INFERENCE, half, news)
     return await _run(settings.half, half, [HalfService(half), shard_service(offers)], member)
 

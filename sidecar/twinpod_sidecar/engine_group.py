@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from twinpod.inference.sglang_engine import EngineSpec
 from twinpod_sidecar.engine_port import Engine
+from twinpod_sidecar.settings import InferenceSettings
+from twinpod_sidecar.standby import Standby, why_spawn
 
 T = TypeVar("T")
 
@@ -52,8 +54,21 @@ class EngineGroup:
     starting: asyncio.Task[None] | None = None
     task: asyncio.Task[None] | None = None
 
+    def start(self, standby: Standby, arguments: list[dict[str, Any]], settings: InferenceSettings) -> None:
+        """Have the standby start them one after the other. Whoever ends them waits for that (`starting`)."""
+        spawn = bool(why_spawn(standby.word, sleep=settings.engine.sleep))
+
+        async def start_each() -> None:
+            for one in arguments:
+                self.pids.append(await standby.engine(one, settings.engine_log, settings.engine_env, spawn=spawn))
+
+        self.starting = asyncio.get_running_loop().create_task(start_each())
+        self.starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # told below, or moot
+
     async def wait_healthy(self, deadline_s: float) -> None:
-        """Return when all answer."""
+        """Return when all are started and answer."""
+        assert self.starting is not None, "started before"
+        await asyncio.shield(self.starting)
         await self._each(lambda engine: engine.wait_healthy(deadline_s))
 
     async def load(self, payload: str, version: int) -> float:

@@ -30,6 +30,7 @@ from twinpod.rpc.errors import reply_error
 from twinpod.rpc.ports import free_port
 from twinpod_sidecar import machine, nouns
 from twinpod_sidecar.children import Child, Children, exit_reason, last_line, oom_kills
+from twinpod_sidecar.devices import Devices, until_free
 from twinpod_sidecar.engine_group import EngineGroup, engine_specs
 from twinpod_sidecar.engine_port import EngineKind
 from twinpod_sidecar.nouns import Act, Event, State, Weights
@@ -50,10 +51,11 @@ class InferenceHalf:
         kind: EngineKind,
         children: Children,
         stager: Stager,
+        devices: Devices,
         changed: Callable[[], None],
     ) -> None:
         self._settings, self._kind, self._children, self._changed = settings, kind, children, changed
-        self._stager = stager
+        self._stager, self._devices = stager, devices
         self._staging: asyncio.Task[None] | None = None
         self._state = State(life=settings.life)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -143,7 +145,7 @@ class InferenceHalf:
             case nouns.StopEngine(run):
                 self._spawn(self._stop_engine(run))
             case nouns.WakeEngine(run):
-                self._with_engine(run, lambda engine: engine.resume(), nouns.EngineUp(run))
+                self._with_engine(run, self._wake, nouns.EngineUp(run))
             case nouns.ReleaseEngine(run):
                 self._with_engine(run, _release, nouns.EngineAsleep(run))
             case nouns.AbortAll(run):
@@ -243,26 +245,23 @@ class InferenceHalf:
     async def _bring_up(self, running: EngineGroup, specs: list[EngineSpec], pause_s: float) -> None:
         await asyncio.sleep(pause_s)
         began = asyncio.get_running_loop().time()
+        settings = self._settings
         try:
             if self._standby is None:
                 raise EngineFault("the standby died", where="standby")
-            running.starting = asyncio.get_running_loop().create_task(self._execute_engines(running, specs))
-            running.starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # told below, or moot
-            await asyncio.shield(running.starting)  # a start under way is waited for by whoever stops the engines
-            await running.wait_healthy(self._settings.start_timeout_s)
+            if specs[0].accelerators:
+                await until_free(self._devices, settings.hand_over)
+            running.start(self._standby, [self._kind.arguments(spec) for spec in specs], settings)
+            await running.wait_healthy(settings.start_timeout_s)
         except TwinpodError as error:
             self._events.put_nowait(nouns.EngineFaulty(running.run, reply_error(error)))
             return
         self._seconds["start_s"] = asyncio.get_running_loop().time() - began
         self._events.put_nowait(nouns.EngineUp(running.run))
 
-    async def _execute_engines(self, running: EngineGroup, specs: list[EngineSpec]) -> None:
-        settings, standby = self._settings, self._standby
-        assert standby is not None, "asked a moment ago"
-        spawn = bool(why_spawn(standby.word, sleep=settings.engine.sleep))
-        for spec in specs:
-            arguments = self._kind.arguments(spec)
-            running.pids.append(await standby.engine(arguments, settings.engine_log, settings.engine_env, spawn=spawn))
+    async def _wake(self, engine: EngineGroup) -> None:
+        await until_free(self._devices, self._settings.hand_over)
+        await engine.resume()
 
     def _engine_exited(self, pid: int, status: int) -> None:
         """One died. Alone, it is gone; others of its start serve no longer and are killed."""

@@ -13,12 +13,14 @@ from pathlib import Path
 from twinpod.api import names
 from twinpod.api.environment import Environment
 from twinpod.api.model_folder import hf_config
+from twinpod.api.quantity import to_bytes
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault
 from twinpod.inference.sglang_engine import EngineSpec
 from twinpod.records.life import LifeCycle
 from twinpod.records.model_shape import shape_from_huggingface
 from twinpod_sidecar.children import ChildSpec
+from twinpod_sidecar.devices import HandOver
 
 GRACE_S = 20.0  # from SIGTERM to the end, all children included
 _TOLERANCE = 0.99  # a file system is a little smaller than its size
@@ -46,6 +48,7 @@ class InferenceSettings:
     engine_file: Path
     engine_log: Path
     engine_env: Mapping[str, str]
+    hand_over: HandOver  # where there are accelerators
     engines: int = 1  # in the pod, each on accelerators of its own
     start_timeout_s: float = 300.0  # from fork to healthy
     seed: int = 0
@@ -91,6 +94,7 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
         engine_log=environment.run / "engine.log",
         engine_env={},
         engines=engine.data_parallel,
+        hand_over=HandOver(residue=to_bytes(spec.hand_over.residue), deadline_s=float(spec.hand_over.deadline_seconds)),
         seed=job.spec.seed,
     )
 

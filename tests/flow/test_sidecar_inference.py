@@ -18,7 +18,7 @@ from twinpod.errors import EXIT_INPUT, StaleEpoch
 from twinpod.records.life import LifeCycle, Verb
 from twinpod.records.weights import ServeRequest, ShardSource, WeightVersion
 from twinpod.testing.carriers import FakeCarrier
-from twinpod.testing.halves import FAKE_ENGINE, FAKE_STANDBY, InferenceBench, kill_now, order, processes
+from twinpod.testing.halves import FAKE_ENGINE, FAKE_STANDBY, FakeDevices, InferenceBench, kill_now, order, processes
 from twinpod.testing.weights import small_version, spoil
 from twinpod_sidecar import machine
 
@@ -387,3 +387,27 @@ async def test_engines_are_forked_only_where_a_fork_lives(
         assert (await bench.do(order(Verb.PREPARE))).error == ""
         assert len(processes(f'"start": "{start}"')) == 1
     assert ("engines are executed anew, not forked" in caplog.text) == (start == "spawn")
+
+
+async def test_an_engine_starts_only_when_the_devices_are_free(tmp_path: Path) -> None:
+    devices = FakeDevices(10.0, 78.0)
+    async with InferenceBench(tmp_path, devices=devices, ready={"platform": ""}) as bench:
+        assert (await bench.do(order(Verb.PREPARE))).error == ""
+        assert devices.looks == 2
+
+
+async def test_devices_that_stay_full_start_no_engine_and_are_told(tmp_path: Path) -> None:
+    async with InferenceBench(tmp_path, devices=FakeDevices(10.0), ready={"platform": ""}) as bench:
+        reply = await bench.do(order(Verb.PREPARE))
+        assert "needs 74.0 GiB of 80.0, 10.0 are free after 0.3 s" in reply.error
+        assert reply.retryable
+        assert processes(FAKE_ENGINE) == []
+
+
+async def test_an_engine_that_slept_takes_its_memory_only_when_it_is_free(tmp_path: Path) -> None:
+    devices = FakeDevices(80.0, 10.0, 70.0, 78.0)
+    async with InferenceBench(tmp_path, LifeCycle.SLEEP, devices=devices, ready={"platform": ""}) as bench:
+        await bench.do(order(Verb.PREPARE))
+        await bench.do(order(Verb.REST))
+        assert (await bench.do(order(Verb.PREPARE, 2))).error == ""
+        assert devices.looks == 4

@@ -24,6 +24,7 @@ from twinpod.records.life import Command, LifeCycle, Reply, Verb
 from twinpod.records.weights import ServeRequest, ShardSource, WeightVersion
 from twinpod.testing.carriers import FakeCarrier
 from twinpod_sidecar.children import Children, ChildSpec, children_of
+from twinpod_sidecar.devices import GIB, DeviceMemory, Devices, HandOver
 from twinpod_sidecar.inference import InferenceHalf
 from twinpod_sidecar.settings import HalfSettings, InferenceSettings, TrainingSettings
 from twinpod_sidecar.training import TrainingHalf
@@ -45,6 +46,20 @@ class FakeKind:
     def connect(self, url: str, api_key: str, tensor_parallel: int) -> SGLangEngine:
         """See EngineKind."""
         return SGLangEngine(url, api_key, tensor_parallel=tensor_parallel)
+
+
+class FakeDevices:
+    """Devices of 80 GiB with this much free: the next number at each look, the last one for ever."""
+
+    def __init__(self, *free_gib: float) -> None:
+        self._free = list(free_gib) or [80.0]
+        self.looks = 0
+
+    def look(self) -> list[DeviceMemory]:
+        """See Devices."""
+        self.looks += 1
+        free = self._free.pop(0) if len(self._free) > 1 else self._free[0]
+        return [DeviceMemory(name="GPU-1", total=80 * GIB, free=int(free * GIB))]
 
 
 class News:
@@ -119,6 +134,7 @@ class InferenceBench:
         worker: tuple[str, ...] = ("sleep", "1000"),
         *,
         engines: int = 1,
+        devices: Devices | None = None,
         ready: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         self.folder, self.kind, self.news = folder, FakeKind(), News()
@@ -128,17 +144,21 @@ class InferenceBench:
             life=life,
             standby=module(FAKE_STANDBY, folder, json.dumps(dict(ready)), pipes=True),
             worker=self.worker,
-            engine=EngineSpec(model_path="", port=0, api_key="", kv_tokens=1, context_length=1),
+            engine=EngineSpec(
+                model_path="", port=0, api_key="", kv_tokens=1, context_length=1, accelerators=devices is not None
+            ),
             engine_file=folder / "run" / "engine.json",
             engine_log=folder / "run" / "engine.log",
             engine_env={},
             engines=engines,
+            hand_over=HandOver(residue=6 * GIB, deadline_s=0.3),
             start_timeout_s=20.0,
         )
         self.carrier = FakeCarrier()
         self.offers = ShardOffers()
         stager = Stager(folder / "shm", "localhost:7402", self.carrier, self.offers)
-        self.half = InferenceHalf(self.settings, self.kind, Children(), stager, self.news.tell)
+        self.devices = devices or FakeDevices()
+        self.half = InferenceHalf(self.settings, self.kind, Children(), stager, self.devices, self.news.tell)
 
     async def __aenter__(self) -> InferenceBench:
         self._task = asyncio.create_task(self.half.run())

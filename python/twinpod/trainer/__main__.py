@@ -22,14 +22,18 @@ from twinpod.api import names
 from twinpod.api.environment import Environment, read_environment
 from twinpod.api.load import load_manifest
 from twinpod.api.model_folder import hf_config, write_model_folder
-from twinpod.api.pods import HybridSpec
+from twinpod.api.pods import HandOver, HybridSpec
+from twinpod.api.quantity import to_bytes
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault, InputError, TwinpodError
 from twinpod.records.model_shape import ModelShape
 from twinpod.records.training import DataLayout, TrainSettings
 
 if TYPE_CHECKING:
+    import torch
+
     from twinpod.trainer.megatron import RankModel
+    from twinpod.trainer.memory import Look
     from twinpod.trainer.place import Place
 
 log = logging.getLogger("twinpod.trainer")
@@ -116,7 +120,11 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
         rank=rank,
         control=control,
         replica=replica,
-        memory=RankMemory(rank, enabled=spec.offload or not machine.is_cpu),
+        memory=RankMemory(
+            rank,
+            enabled=spec.offload or not machine.is_cpu,
+            look=None if machine.is_cpu else look_at(machine.device, job.spec.hybrid.hand_over),
+        ),
         settings=settings,
         publishes=place.dp_rank % spec.data_parallel == 0,
         publisher=lambda: Publisher(
@@ -148,6 +156,17 @@ def data_layout(settings: TrainSettings, shape: ModelShape, place: Place) -> Dat
         ranks=place.dp_size,
         micro_batch_tokens=settings.micro_batch_tokens,
         attention_tokens=shape.attention_tokens,
+    )
+
+
+def look_at(device: torch.device, terms: HandOver) -> Look:
+    """How a rank sees that the engine has let go of its GPU."""
+    from twinpod.trainer.memory import Look, device_memory
+
+    return Look(
+        ask=lambda: device_memory(device),
+        residue=to_bytes(terms.residue),
+        deadline_s=float(terms.deadline_seconds),
     )
 
 

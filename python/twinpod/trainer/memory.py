@@ -8,13 +8,59 @@ fails loudly.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from twinpod.errors import ProtocolError
+from twinpod.errors import InUse, ProtocolError
 from twinpod.trainer.megatron import RankModel
+
+LOOK_EVERY_S = 0.25
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """A rank's device, in bytes, as the driver and torch tell it."""
+
+    total: int
+    free: int
+    own: int  # what torch's allocator holds for this rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How a rank sees that the engine has let go of its device: what others may still hold, and how long that may
+    take.
+    """
+
+    ask: Callable[[], DeviceMemory]
+    residue: int  # bytes
+    deadline_s: float
+
+    def until_free(self) -> None:
+        """Return when the device is free but for the residue; InUse with both numbers at the deadline."""
+        end = time.monotonic() + self.deadline_s
+        while (memory := self.ask()).total - memory.free - memory.own > self.residue:
+            if time.monotonic() > end:
+                needed = memory.total - self.residue - memory.own
+                raise InUse(
+                    f"the trainer needs {needed / GIB:.1f} GiB of {memory.total / GIB:.1f},"
+                    f" {memory.free / GIB:.1f} are free after {self.deadline_s:g} s",
+                    where="onload",
+                    mend="see nvidia-smi for who holds it; raise hybrid.handOver.residue when that is an engine asleep",
+                )
+            time.sleep(LOOK_EVERY_S)  # there is nothing to wait on
+
+
+def device_memory(device: torch.device) -> DeviceMemory:
+    """Of a GPU."""
+    free, total = torch.cuda.mem_get_info(device)
+    return DeviceMemory(total=int(total), free=int(free), own=int(torch.cuda.memory_reserved(device)))
 
 
 class Memory(Protocol):
@@ -33,11 +79,11 @@ class Memory(Protocol):
 class RankMemory:
     """Parameters and main weights of one rank, here or away.
 
-    `enabled` False (a CPU without `offload: true`): both moves do nothing.
+    `enabled` False (a CPU without `offload: true`): both moves do nothing. `look`: at a device that an engine shares.
     """
 
-    def __init__(self, rank: RankModel, *, enabled: bool) -> None:
-        self._rank, self._enabled = rank, enabled
+    def __init__(self, rank: RankModel, *, enabled: bool, look: Look | None = None) -> None:
+        self._rank, self._enabled, self._look = rank, enabled, look
         self._away: dict[str, Tensor] = {}
         self._sizes: dict[str, int] = {}
 
@@ -60,6 +106,8 @@ class RankMemory:
         """Idempotent."""
         if not self._away:
             return
+        if self._look is not None:
+            self._look.until_free()
         self._restore()
         for name, tensor in held_tensors(self._rank).items():
             tensor.detach().copy_(self._away[name])
