@@ -70,7 +70,7 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
     env = {"OMP_NUM_THREADS": threads_a_process(engine.tensor_parallel * engine.data_parallel), **variables}
     accelerators = spec.accelerators > 0
     sleep = spec.life_cycle is LifeCycle.SLEEP and accelerators
-    standby = ("-m", "twinpod.inference.standby", *(("--spawn",) if sleep else ()))
+    standby = ("-m", "twinpod.inference.standby", *(("--spawn", "--sleep") if sleep else ()))
     return InferenceSettings(
         half=_half(environment, names.INFERENCE_PORT, names.INFERENCE_HEALTH_PORT),
         life=spec.life_cycle,

@@ -46,7 +46,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinpod.inference import engine_folder, engine_process, forking
+from twinpod.errors import TwinpodError
+from twinpod.inference import engine_folder, engine_process, forking, needs
+from twinpod.needs import check_needs
 
 __all__ = ["Standby", "main"]
 
@@ -290,7 +292,9 @@ def main() -> None:
         prog="twinpod.inference.standby", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--spawn", action="store_true", help="import nothing of SGLang: every engine will be spawned")
-    only_spawn = parser.parse_args().spawn
+    parser.add_argument("--sleep", action="store_true", help="engines on accelerators will give their memory back")
+    asked = parser.parse_args()
+    only_spawn: bool = asked.spawn
     os.environ.setdefault(
         "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
     )  # "is there a GPU" without initialising CUDA, which no fork survives
@@ -300,6 +304,8 @@ def main() -> None:
     os.dup2(2, 1)
     began = time.monotonic()
     platform = look() if only_spawn else preload()
+    if platform == "":
+        check_needs(needs.on_gpus(imported=not only_spawn, sleep=asked.sleep), mend=needs.MEND)
     gc.collect()
     gc.freeze()  # forked engines then never write to these objects' headers, and share their pages
     forking.become_subreaper()
@@ -317,5 +323,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except TwinpodError as trouble:
+        print(f"twinpod.inference.standby: {trouble.line()}", file=sys.stderr)
+        sys.exit(trouble.exit_code)
     sys.exit(0)

@@ -105,7 +105,12 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
     shape = shape_from_huggingface(config)
     sizes = Sizes(tensor=spec.tensor_parallel, pipeline=spec.pipeline_parallel)
     check_sizes(shape, sizes, spec.ranks * job.spec.hybrid.replicas)
-    machine = start_ranks(local_rank=torchrun.local_rank, dtype=job.spec.model.dtype, timeout_s=RANKS_TIMEOUT_S)
+    machine = start_ranks(
+        local_rank=torchrun.local_rank,
+        dtype=job.spec.model.dtype,
+        timeout_s=RANKS_TIMEOUT_S,
+        layer_spec=spec.layer_spec or "TransformerEngine",
+    )
     check_accelerators(job.spec.hybrid, on_cpu=machine.is_cpu)
     place = lay_out(sizes, machine, seed=job.spec.seed)
     rank = build_rank(shape, place, machine)

@@ -28,6 +28,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from twinpod.needs import Module, check_needs
 from twinpod.records.model_shape import ModelShape
 from twinpod.trainer import platform_cpu
 from twinpod.trainer.convert.plan import naming_of, plan_parts
@@ -45,6 +46,7 @@ class Machine:
 
     device: torch.device
     dtype: torch.dtype
+    transformer_engine: bool = False  # layers of Transformer Engine; else Megatron's own, in plain torch
 
     @property
     def is_cpu(self) -> bool:
@@ -52,16 +54,30 @@ class Machine:
         return bool(self.device.type == "cpu")
 
 
-def start_ranks(*, local_rank: int, dtype: str, timeout_s: float = 600.0) -> Machine:
+TRANSFORMER_ENGINE = Module(name="transformer_engine.pytorch", why="for the layers of a model on GPUs")
+
+
+def start_ranks(
+    *, local_rank: int, dtype: str, timeout_s: float = 600.0, layer_spec: str = "TransformerEngine"
+) -> Machine:
     """Join the other ranks (torchrun's environment): NCCL where there is a GPU, else gloo and the CPU platform.
+
+    `layer_spec`: TransformerEngine or Local, on a GPU; on a CPU it is Local.
 
     Torch's operators use the threads that OMP_NUM_THREADS says. Leave it at 1 on a shared machine: with more, OpenMP's
     waiting threads spin, and one busy neighbour made an iteration 15 times slower (measured, 2 cores, load 5).
     """
     timeout = datetime.timedelta(seconds=timeout_s)
     if torch.cuda.is_available():
+        fused = layer_spec == "TransformerEngine"
+        if fused:
+            check_needs(
+                [TRANSFORMER_ENGINE],
+                mend="build the trainer image on NVIDIA's PyTorch image (images/README.md), or set"
+                " hybrid.trainer.layerSpec: Local, which is slower and holds whole attention matrices",
+            )
         torch.cuda.set_device(local_rank)
-        machine = Machine(device=torch.device("cuda", local_rank), dtype=DTYPES[dtype])
+        machine = Machine(device=torch.device("cuda", local_rank), dtype=DTYPES[dtype], transformer_engine=fused)
         dist.init_process_group("nccl", timeout=timeout, device_id=machine.device)
     else:
         platform_cpu.install()
@@ -148,10 +164,10 @@ class HiddenGPTModel(GPTModel):  # type: ignore[misc]  # megatron is not followe
 def build_model(shape: ModelShape, place: Place, machine: Machine) -> GPTModel:
     """This rank's part of the model, with undefined weights."""
     config = transformer_config(shape, place, machine)
-    if machine.is_cpu:
-        spec = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization=_normalization(shape))
-    else:
+    if machine.transformer_engine:
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.qk_norm)
+    else:
+        spec = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization=_normalization(shape))
     model = HiddenGPTModel(
         config=config,
         transformer_layer_spec=spec,
