@@ -16,13 +16,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twinpod.api import names
 from twinpod.api.environment import Environment, read_environment
 from twinpod.api.load import load_manifest
 from twinpod.api.model_folder import hf_config, write_model_folder
-from twinpod.api.pods import HandOver, HybridSpec
+from twinpod.api.pods import HybridSpec
 from twinpod.api.quantity import to_bytes
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault, InputError, TwinpodError
@@ -30,10 +30,8 @@ from twinpod.records.model_shape import ModelShape
 from twinpod.records.training import DataLayout, TrainSettings
 
 if TYPE_CHECKING:
-    import torch
-
     from twinpod.trainer.megatron import RankModel
-    from twinpod.trainer.memory import Look
+    from twinpod.trainer.memory import Memory
     from twinpod.trainer.place import Place
 
 log = logging.getLogger("twinpod.trainer")
@@ -90,30 +88,16 @@ def train_settings(job: RLJob) -> TrainSettings:
 
 def run(environment: Environment, torchrun: Torchrun) -> None:
     """Build the rank, then serve until EXIT."""
-    from twinpod.records.model_shape import shape_from_huggingface
     from twinpod.trainer.half_client import HalfClient, MasterClient
     from twinpod.trainer.loop import Duties, serve
-    from twinpod.trainer.megatron import build_rank, lay_out, start_ranks
-    from twinpod.trainer.memory import RankMemory
-    from twinpod.trainer.place import Sizes, check_sizes
     from twinpod.trainer.publish import Publisher
     from twinpod.trainer.wire import Control, Replica
 
     job = load_manifest(environment.job_file)
     spec = job.spec.hybrid.trainer
     config = hf_config(job)
-    shape = shape_from_huggingface(config)
-    sizes = Sizes(tensor=spec.tensor_parallel, pipeline=spec.pipeline_parallel)
-    check_sizes(shape, sizes, spec.ranks * job.spec.hybrid.replicas)
-    machine = start_ranks(
-        local_rank=torchrun.local_rank,
-        dtype=job.spec.model.dtype,
-        timeout_s=RANKS_TIMEOUT_S,
-        layer_spec=spec.layer_spec or "TransformerEngine",
-    )
-    check_accelerators(job.spec.hybrid, on_cpu=machine.is_cpu)
-    place = lay_out(sizes, machine, seed=job.spec.seed)
-    rank = build_rank(shape, place, machine)
+    rank = built_rank(job, config, torchrun)
+    place = rank.place
     leader = torchrun.rank == 0
     if leader:
         write_model_folder(job, environment.model_folder)
@@ -125,11 +109,7 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
         rank=rank,
         control=control,
         replica=replica,
-        memory=RankMemory(
-            rank,
-            enabled=spec.offload or not machine.is_cpu,
-            look=None if machine.is_cpu else look_at(machine.device, job.spec.hybrid.hand_over),
-        ),
+        memory=memory_of(rank, job.spec.hybrid),
         settings=settings,
         publishes=place.dp_rank % spec.data_parallel == 0,
         publisher=lambda: Publisher(
@@ -148,11 +128,47 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
         duties,
         HalfClient(link, environment.tls, attempt=torchrun.attempt) if leader else None,
         MasterClient(
-            environment.master, environment.tls, rank=place.dp_rank, layout=data_layout(settings, shape, place)
+            environment.master, environment.tls, rank=place.dp_rank, layout=data_layout(settings, rank.shape, place)
         )
         if replica.leads
         else None,
     )
+
+
+def built_rank(job: RLJob, config: dict[str, Any], torchrun: Torchrun) -> RankModel:
+    """Check the sizes, join the other ranks, build this rank's part of the model."""
+    from twinpod.records.model_shape import shape_from_huggingface
+    from twinpod.trainer.megatron import build_rank, lay_out, start_ranks
+    from twinpod.trainer.place import Sizes, check_sizes
+
+    spec = job.spec.hybrid.trainer
+    shape = shape_from_huggingface(config)
+    sizes = Sizes(tensor=spec.tensor_parallel, pipeline=spec.pipeline_parallel)
+    check_sizes(shape, sizes, spec.ranks * job.spec.hybrid.replicas)
+    machine = start_ranks(
+        local_rank=torchrun.local_rank,
+        dtype=job.spec.model.dtype,
+        timeout_s=RANKS_TIMEOUT_S,
+        layer_spec=spec.layer_spec or "TransformerEngine",
+    )
+    check_accelerators(job.spec.hybrid, on_cpu=machine.is_cpu)
+    place = lay_out(sizes, machine, seed=job.spec.seed)
+    return build_rank(shape, place, machine)
+
+
+def memory_of(rank: RankModel, hybrid: HybridSpec) -> Memory:
+    """What moves the rank's state; on a GPU it looks first whether the engine has let go of the device."""
+    from twinpod.trainer.memory import Look, RankMemory, device_memory
+
+    machine, terms = rank.machine, hybrid.hand_over
+    if machine.is_cpu:
+        return RankMemory(rank, enabled=hybrid.trainer.offload)
+    look = Look(
+        ask=lambda: device_memory(machine.device),
+        residue=to_bytes(terms.residue),
+        deadline_s=float(terms.deadline_seconds),
+    )
+    return RankMemory(rank, enabled=True, look=look)
 
 
 def data_layout(settings: TrainSettings, shape: ModelShape, place: Place) -> DataLayout:
@@ -161,17 +177,6 @@ def data_layout(settings: TrainSettings, shape: ModelShape, place: Place) -> Dat
         ranks=place.dp_size,
         micro_batch_tokens=settings.micro_batch_tokens,
         attention_tokens=shape.attention_tokens,
-    )
-
-
-def look_at(device: torch.device, terms: HandOver) -> Look:
-    """How a rank sees that the engine has let go of its GPU."""
-    from twinpod.trainer.memory import Look, device_memory
-
-    return Look(
-        ask=lambda: device_memory(device),
-        residue=to_bytes(terms.residue),
-        deadline_s=float(terms.deadline_seconds),
     )
 
 
