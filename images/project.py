@@ -1,17 +1,19 @@
 """Makes Twinpod's own packages importable in an image: metadata with entry points, and compiled files.
 
-    project.py PYPROJECT PACKAGE...
+    project.py PYPROJECT [--from FOLDER] PACKAGE...
 
-The packages were copied into site-packages before. A wheel would need a build back end in every image; SGLang only
-looks for the entry points, and these come from pyproject.toml. Compiled files are bound to their source by its hash, so
-that they stay valid whatever times a layer gives to files: with a read-only root nothing could be compiled later.
+The packages were copied into site-packages before, or lie in FOLDER and are copied there now. A wheel would need a
+build back end in every image; SGLang only looks for the entry points, and these come from pyproject.toml. Compiled
+files are bound to their source by its hash, so that they stay valid whatever times a layer gives to files: with a
+read-only root nothing could be compiled later.
 """
 
 from __future__ import annotations
 
+import argparse
 import compileall
 import py_compile
-import sys
+import shutil
 import sysconfig
 import tomllib
 from pathlib import Path
@@ -20,8 +22,10 @@ SITE = Path(sysconfig.get_path("purelib"))
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 
-def main(pyproject: Path, packages: list[str]) -> None:
-    """Writes the metadata and compiles `packages`."""
+def main(pyproject: Path, source: Path | None, packages: list[str]) -> None:
+    """Copies `packages` from `source`, writes the metadata and compiles them."""
+    for package in packages if source is not None else ():
+        shutil.copytree(source / package, SITE / package, dirs_exist_ok=True)
     project = tomllib.loads(pyproject.read_text())["project"]
     folder = SITE / f"{project['name']}-{project['version']}.dist-info"
     folder.mkdir(exist_ok=True)
@@ -52,4 +56,9 @@ def write_script(name: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pyproject", type=Path)
+    parser.add_argument("--from", dest="source", type=Path)
+    parser.add_argument("packages", nargs="+")
+    asked = parser.parse_args()
+    main(asked.pyproject, asked.source, asked.packages)
