@@ -17,15 +17,15 @@ from dataclasses import replace
 from typing import Any
 
 from twinpod.checkpoint.fetch import Stager
+from twinpod.checkpoint.layouts import Layouts
 from twinpod.checkpoint.manifest import manifest_path, write_manifest
-from twinpod.checkpoint.plan import is_here, shards_away
+from twinpod.checkpoint.plan import shards_away
 from twinpod.checkpoint.verify import verify_version
-from twinpod.checkpoint.versions import check_version
 from twinpod.errors import EXIT_INPUT, EngineFault, TwinpodError
 from twinpod.inference.sglang_engine import EngineSpec
 from twinpod.records import codec
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.weights import ServeRequest, WeightVersion
+from twinpod.records.weights import ServeOrder, ServeRequest, WeightVersion
 from twinpod.rpc.errors import reply_error
 from twinpod.rpc.ports import free_port
 from twinpod_sidecar import machine, nouns
@@ -64,7 +64,8 @@ class InferenceHalf:
         self._standby: Standby | None = None
         self._running: EngineGroup | None = None
         self._worker: Child | None = None
-        self._asked: dict[Weights, ServeRequest] = {}  # of the last SERVE commands
+        self._layouts = Layouts(stager.host)
+        self._asked: dict[Weights, tuple[ServeOrder, ServeRequest | None]] = {}  # of the last SERVE commands
         self._staged: dict[Weights, WeightVersion] = {}  # those with fetched shards, as they lie here
         self._seconds = {"start_s": 0.0, "fetch_s": 0.0, "fetch_bytes": 0.0, "verify_s": 0.0, "load_s": 0.0}
         self._leaving = self._ending = False
@@ -125,15 +126,14 @@ class InferenceHalf:
         weights, away = None, False
         if command.verb is Verb.SERVE:
             try:
-                serving = codec.loads(ServeRequest, command.argument)
-                version = serving.weights
-                check_version(version)
+                order = codec.loads(ServeOrder, command.argument)
+                serving = self._layouts.served(order)
             except TwinpodError as error:
                 self._commands.settle(command.key, reply_error(error), retryable=error.retryable)
                 return
-            weights = Weights(version=version.version, digest=version.digest)
-            self._asked = {**dict(list(self._asked.items())[-3:]), weights: serving}
-            away = bool(shards_away(version, self._stager.host))
+            weights = Weights(version=order.weights.version, digest=order.weights.digest)
+            self._asked = {**dict(list(self._asked.items())[-3:]), weights: (order, serving)}
+            away = serving is None or bool(shards_away(serving.weights, self._stager.host))
         self._events.put_nowait(nouns.Ordered(command, weights, away))
 
     def _perform(self, act: Act) -> None:  # noqa: C901  # one line an act
@@ -151,7 +151,7 @@ class InferenceHalf:
             case nouns.AbortAll(run):
                 self._with_engine(run, lambda engine: engine.abort_all(), None)
             case nouns.StageShards(weights):
-                self._staging = self._spawn(self._stage(self._asked[weights], weights, self._staging))
+                self._staging = self._spawn(self._stage(self._asked[weights][0], weights, self._staging))
             case nouns.StopStaging():
                 if self._staging is not None:
                     self._staging.cancel()
@@ -317,11 +317,12 @@ class InferenceHalf:
 
         running.task = self._spawn(task())
 
-    async def _stage(self, serving: ServeRequest, weights: Weights, before: asyncio.Task[None] | None) -> None:
+    async def _stage(self, order: ServeOrder, weights: Weights, before: asyncio.Task[None] | None) -> None:
         """Fetch, after the staging `before` it has wound up."""
         if before is not None:
             await asyncio.wait([before])
         try:
+            serving = await self._layouts.ask(order, self._stager.carrier)
             staging = await self._stager.stage(serving)
         except TwinpodError as error:
             self._events.put_nowait(nouns.StagingFailed(weights, reply_error(error), error.retryable))
@@ -332,7 +333,9 @@ class InferenceHalf:
 
     def _version(self, weights: Weights) -> WeightVersion:
         """The version as its shards lie in this pod."""
-        return self._staged.get(weights) or self._asked[weights].weights
+        serving = self._asked[weights][1]
+        assert serving is not None or weights in self._staged, "only what is here is staged by nobody"
+        return self._staged[weights] if serving is None or weights in self._staged else serving.weights
 
     async def _prove(self, weights: Weights) -> None:
         version = self._version(weights)
@@ -344,9 +347,7 @@ class InferenceHalf:
         if weights not in self._staged:
             self._seconds |= {"fetch_s": 0.0, "fetch_bytes": 0.0}
         self._seconds["verify_s"] = proof.seconds
-        host = self._stager.host
-        own = [shard for shard in self._asked[weights].weights.shards if is_here(shard, host)]
-        self._stager.offers.offer(version.version, own)
+        self._stager.offers.offer(version.version, version.shards)
         self._events.put_nowait(nouns.Proved(weights))
 
     async def _load(self, engine: EngineGroup, weights: Weights) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from twinpod.checkpoint.layouts import Layouts
 from twinpod.checkpoint.plan import is_here
 from twinpod.checkpoint.shard_offers import ShardOffers
-from twinpod.errors import ProtocolError, StaleEpoch
+from twinpod.errors import IntegrityError, ProtocolError, StaleEpoch
 from twinpod.records import codec
 from twinpod.records.life import Command, HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.weights import ShardRecord
+from twinpod.records.weights import ShardRef
 from twinpod.rpc import convert
 from twinpod.rpc.v1 import half_pb2, half_pb2_grpc
 from twinpod_sidecar import relay
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 class _Shards:
     """The detail of a PUBLISH reply, which is the list alone."""
 
-    shards: tuple[ShardRecord, ...]
+    shards: tuple[ShardRef, ...]
 
 
 class TrainingHalf:
@@ -41,6 +42,7 @@ class TrainingHalf:
     ) -> None:
         self._settings, self._children, self._offers, self._changed = settings, children, offers, changed
         self._publishing: Command | None = None
+        self._layouts = Layouts(settings.half.environment.address)
         self._state = relay.State(leader=settings.leader)
         self._commands = CommandDispatcher(
             lambda command: self._take(relay.Ordered(command)), lambda key: self._take(relay.Expired(key))
@@ -147,11 +149,15 @@ class TrainingHalf:
         """Serve what the ranks of this pod have published."""
         host = self._settings.half.environment.address
         try:
-            shards = codec.loads(_Shards, f'{{"shards":{detail or "[]"}}}').shards
-        except ProtocolError as error:
+            published = codec.loads(_Shards, f'{{"shards":{detail or "[]"}}}').shards
+            shards = self._layouts.at_hand(shard for shard in published if is_here(shard.address, host))
+        except (ProtocolError, IntegrityError, OSError) as error:
             log.warning("what was published is not served to peers: %s", error)
             return
-        self._offers.offer(version, [shard for shard in shards if is_here(shard, host)])
+        if shards is None:
+            log.warning("what was published is not served to peers: a layout of this pod's ranks is missing")
+            return
+        self._offers.offer(version, shards)
 
     async def _stop_ranks(self, grace_s: float) -> None:
         if self._ranks is None:

@@ -40,9 +40,10 @@ from twinpod.inference.sglang_engine import SGLangEngine, server_args
 from twinpod.inference.standby import make_payload
 from twinpod.records import codec
 from twinpod.records.life import Command, Reply, Verb
-from twinpod.records.weights import ServeRequest, WeightVersion
+from twinpod.records.weights import WeightVersion
 from twinpod.rpc.ports import free_port
 from twinpod.testing.standby_driver import publish
+from twinpod.testing.weights import order_of
 from twinpod_sidecar.__main__ import SGLang
 from twinpod_sidecar.children import Children, ChildSpec
 from twinpod_sidecar.inference import InferenceHalf
@@ -153,7 +154,7 @@ def _order(verb: Verb, turn: int, version: WeightVersion | None = None) -> Comma
         epoch=1,
         iteration=turn,
         version=version.version if version else 0,
-        argument=codec.dumps(ServeRequest(weights=version)) if version else "",
+        argument=codec.dumps(order_of(version)) if version else "",
         deadline_s=300.0,
     )
 

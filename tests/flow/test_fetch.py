@@ -12,13 +12,14 @@ import pytest
 from twinpod.arena import Arena
 from twinpod.checkpoint.carriers.grpc import GrpcCarrier, shard_service
 from twinpod.checkpoint.fetch import Stager, Staging
+from twinpod.checkpoint.layouts import Layouts
 from twinpod.checkpoint.shard_offers import MESSAGE_BYTES, ShardOffers
 from twinpod.checkpoint.verify import verify_version
 from twinpod.errors import TwinpodError, Unreachable, WrongVersion
 from twinpod.records.weights import ServeRequest, ShardRequest, ShardSource, WeightVersion
 from twinpod.rpc.certificates import issue, make_authority
 from twinpod.rpc.channel import RpcServer, serve
-from twinpod.testing.weights import small_version, spoil
+from twinpod.testing.weights import order_of, small_version, spoil
 
 ROWS = 3 * MESSAGE_BYTES // 64  # one shard: three messages and a little
 HOST = "127.0.0.1"  # the receiver's; sources are called localhost, so that their shards count as away
@@ -76,6 +77,10 @@ class Scene:
         stager = Stager(self.folder / "own", f"{HOST}:7402", GrpcCarrier(self.tls), self.offers, stall_s=5.0)
         self._stack.push_async_callback(stager.close)
         return stager
+
+    def on_close(self, carrier: GrpcCarrier) -> None:
+        """Ends with the scene."""
+        self._stack.push_async_callback(carrier.close)
 
     async def peer(self) -> Peer:
         """One more."""
@@ -308,3 +313,32 @@ def _request(version: WeightVersion) -> ShardRequest:
         begin=0,
         end=shard.layout.slot_bytes,
     )
+
+
+async def test_a_layout_is_asked_for_once_and_of_whoever_has_it(scene: Scene) -> None:
+    first, second = await scene.peer(), await scene.peer()
+    version = scene.publish(1, first, second, ranks=2)
+    named = tuple(ShardSource(owner=shard.layout.owner, addresses=(second.address,)) for shard in version.shards)
+    order = order_of(version, named)
+    layouts, carrier = Layouts(HOST), GrpcCarrier(scene.tls)
+    scene.on_close(carrier)
+    assert layouts.served(order) is None
+    await first.die()
+    serving = await layouts.ask(order, carrier)
+    assert serving == ServeRequest(weights=version, sources=named)
+    await second.die()
+    later = order_of(scene.publish(2, first, second, ranks=2), named)
+    assert layouts.served(later) is not None
+    with pytest.raises(Unreachable, match=r"version 2, shard hybrid-0/rank-0: its layout could not be had: localhost"):
+        await Layouts(HOST).ask(later, carrier)
+
+
+async def test_a_layout_that_is_not_what_was_asked_for_is_not_believed(scene: Scene) -> None:
+    liar = await scene.peer()
+    version = scene.publish(1, liar)
+    order = order_of(version)
+    liar.layout = lambda digest: b'{"owner":"","slot_bytes":4096,"parts":[]}'  # type: ignore[method-assign]
+    carrier = GrpcCarrier(scene.tls)
+    scene.on_close(carrier)
+    with pytest.raises(Unreachable, match=r"the layout has the digest xxh3:\w+, xxh3:\w+ was asked for"):
+        await Layouts(HOST).ask(order, carrier)

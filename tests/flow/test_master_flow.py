@@ -195,7 +195,7 @@ async def test_an_evaluation_that_fails_comes_after_the_export(tmp_path: Path) -
     world = World(tmp_path, iterations=1)
     world.refuses = lambda item: item.group_id < 0
     async with asyncio.timeout(30):
-        with pytest.raises(EngineFault, match=r"all \d+ work items failed, the last one so: refused"):
+        with pytest.raises(EngineFault, match=r"all \d+ answers failed, the last one so: refused"):
             await world.run()
     assert (tmp_path / "snapshots" / "export").is_dir()
 
@@ -236,7 +236,7 @@ async def test_engines_that_refuse_everything_end_the_phase(tmp_path: Path) -> N
     world = World(tmp_path, iterations=1)
     world.refuses = lambda item: True
     async with asyncio.timeout(30):
-        with pytest.raises(EngineFault, match=r"all \d+ work items failed, the last one so: refused"):
+        with pytest.raises(EngineFault, match=r"all \d+ answers failed, the last one so: refused"):
             await world.run()
 
 

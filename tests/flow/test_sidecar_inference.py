@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ async def test_a_version_of_another_pod_is_fetched_and_served_and_then_given_to_
     assert {Path(shard.path).parent for shard in manifest.shards} == {bench.folder / "shm"}
     assert {shard.address for shard in manifest.shards} == {"localhost:7402"}
     second = Stager(bench.folder, "third:7402", FakeCarrier(), ShardOffers())
-    second._carrier.shelves["localhost:7402"] = bench.offers  # type: ignore[attr-defined]
+    second.carrier.shelves["localhost:7402"] = bench.offers  # type: ignore[attr-defined]
     sources = tuple(ShardSource(owner=one.layout.owner, addresses=("localhost:7402",)) for one in version.shards)
     assert (await second.stage(ServeRequest(weights=version, sources=sources))).nbytes == size
     assert (await bench.serve(small_version(bench.folder / "shm", 4), 4)).error == ""
@@ -158,9 +159,16 @@ async def test_rest_and_exit_cut_a_fetch_that_hangs(tmp_path: Path, verb: Verb) 
             assert (await bench.serve(version, 2)).error == ""
 
 
+async def test_a_version_whose_parts_leave_a_gap_is_refused(bench: InferenceBench) -> None:
+    whole = small_version(bench.folder / "shm", 1)
+    lacking = replace(whole, shards=whole.shards[:1])
+    reply = await bench.serve(lacking)
+    assert reply.error.startswith("ProtocolError: version 1: cut.weight lacks rows 4 to 7")
+
+
 async def test_an_argument_that_is_no_version_is_refused(bench: InferenceBench) -> None:
     reply = await bench.do(order(Verb.SERVE, argument="{}"))
-    assert reply.error.startswith("ProtocolError: ServeRequest: missing fields")
+    assert reply.error.startswith("ProtocolError: ServeOrder: missing fields")
 
 
 async def test_the_same_key_gets_the_same_answer_and_is_executed_once(bench: InferenceBench) -> None:

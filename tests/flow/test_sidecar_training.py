@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from twinpod.api import names
+from twinpod.arena.layouts import reference, write_layout
 from twinpod.errors import EXIT_FAULT, EXIT_INPUT, WrongVersion
 from twinpod.records import codec
 from twinpod.records.life import Reply, Verb
@@ -63,7 +64,8 @@ async def test_commands_reach_rank_0_and_its_reports_come_back(tmp_path: Path) -
 async def test_what_the_ranks_of_this_pod_published_is_served_until_its_slot_is_written_again(tmp_path: Path) -> None:
     (tmp_path / "shm").mkdir()
     shards = {number: small_version(tmp_path / "shm", number, ranks=1).shards[0] for number in (1, 2)}
-    elsewhere = replace(shards[1], address="hybrid-1:7401", digest="xxh3:0", path="/elsewhere")
+    refs = {number: reference(shard, write_layout(tmp_path / "shm", shard.layout)) for number, shard in shards.items()}
+    elsewhere = replace(refs[1], address="hybrid-1:7401", digest="xxh3:0", path="/elsewhere")
 
     def request(number: int, digest: str = "") -> ShardRequest:
         shard = shards[number]
@@ -77,12 +79,12 @@ async def test_what_the_ranks_of_this_pod_published_is_served_until_its_slot_is_
         )
 
     async with running(tmp_path) as run:
-        published = json.dumps([codec.plain(shards[1]), codec.plain(elsewhere)])
+        published = json.dumps([codec.plain(refs[1]), codec.plain(elsewhere)])
         await run.do(Verb.PUBLISH, 1, argument=published)
         assert run.offers.find(request(1)) == shards[1]
         with pytest.raises(WrongVersion):
             run.offers.find(request(1, "xxh3:0"))
-        await run.do(Verb.PUBLISH, 2, argument=json.dumps([codec.plain(shards[2])]))
+        await run.do(Verb.PUBLISH, 2, argument=json.dumps([codec.plain(refs[2])]))
         assert run.offers.find(request(1)) == shards[1]
         run.offers.clear_slot(1)
         with pytest.raises(WrongVersion, match="held: 0"):

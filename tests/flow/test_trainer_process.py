@@ -22,11 +22,13 @@ import pytest
 
 from twinpod.api import names
 from twinpod.arena import Arena
+from twinpod.checkpoint.layouts import Layouts
+from twinpod.checkpoint.plan import host_of
 from twinpod.errors import EXIT_FAULT, Unreachable
 from twinpod.records.codec import loads
 from twinpod.records.life import Command, Reply, Verb
 from twinpod.records.training import RankBatch, TrainStats
-from twinpod.records.weights import ShardRecord
+from twinpod.records.weights import ShardRecord, ShardRef
 from twinpod.rpc.batches import batch_parts
 from twinpod.rpc.certificates import issue, make_authority
 from twinpod.rpc.channel import RpcServer, serve
@@ -218,7 +220,10 @@ def weights(shards: list[ShardRecord]) -> dict[str, Any]:
 def published(reply: Reply) -> dict[str, Any]:
     """The weights of a PUBLISH."""
     assert reply.error == ""
-    return weights([loads(ShardRecord, json.dumps(shard)) for shard in json.loads(reply.detail)])
+    published = [loads(ShardRef, json.dumps(shard)) for shard in json.loads(reply.detail)]
+    shards = Layouts(host_of(published[0].address)).at_hand(published)
+    assert shards is not None
+    return weights(list(shards))
 
 
 @pytest.mark.asyncio

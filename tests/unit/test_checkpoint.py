@@ -12,8 +12,8 @@ from twinpod.checkpoint.verify import verify_version
 from twinpod.checkpoint.versions import check_version, compose, compose_copies, pod_of, tiling_fault
 from twinpod.errors import EnvironmentFault, IntegrityError, ProtocolError
 from twinpod.master.copies import copies_of
-from twinpod.records.weights import ShardRecord, TensorPart, WeightVersion
-from twinpod.testing.weights import small_version, spoil
+from twinpod.records.weights import ShardRef, TensorPart, WeightVersion
+from twinpod.testing.weights import order_of, small_version, spoil
 
 
 def part(shape: tuple[int, ...], axis: int | None = None, start: int = 0, **more: object) -> TensorPart:
@@ -66,16 +66,11 @@ def test_two_shards_of_one_owner_are_refused(tmp_path: Path) -> None:
         compose(3, 1, 3, [*version.shards, version.shards[0]])
 
 
-def copy_in(version: WeightVersion, pod: str, digest: str = "") -> list[ShardRecord]:
+def copy_in(version: WeightVersion, pod: str, digest: str = "") -> list[ShardRef]:
     """The shards of a version as another pod would publish them."""
     return [
-        replace(
-            shard,
-            layout=replace(shard.layout, owner=f"{pod}/rank-{rank}"),
-            address=f"{pod}:7401",
-            digest=digest or shard.digest,
-        )
-        for rank, shard in enumerate(version.shards)
+        replace(shard, owner=f"{pod}/rank-{rank}", address=f"{pod}:7401", digest=digest or shard.digest)
+        for rank, shard in enumerate(order_of(version).weights.shards)
     ]
 
 
@@ -98,20 +93,22 @@ def test_copies_that_differ_name_both_pods(tmp_path: Path) -> None:
 def test_a_pod_whose_copy_is_not_complete_is_refused(tmp_path: Path) -> None:
     version = small_version(tmp_path, 3)
     shards = [*copy_in(version, "j-hybrid-0"), *copy_in(version, "j-hybrid-1")[:1]]
-    with pytest.raises(ProtocolError, match=r"cut\.weight lacks rows 4 to 7"):
+    with pytest.raises(IntegrityError, match=r"j-hybrid-1 has xxh3:"):
         compose_copies(3, 1, 3, shards)
+    with pytest.raises(ProtocolError, match="j-hybrid-0/rank-0 published more than one shard"):
+        compose_copies(3, 1, 3, [*shards, shards[0]])
 
 
 def test_an_engine_without_a_trainer_is_told_of_every_copy_and_of_its_peers(tmp_path: Path) -> None:
     version = small_version(tmp_path, 3)
     copies = copies_of(3, 1, 3, [shard for pod in ("j-hybrid-0", "j-hybrid-1") for shard in copy_in(version, pod)])
     own = copies.serving("j-hybrid-1")
-    assert ({pod_of(shard) for shard in own.weights.shards}, own.sources) == ({"j-hybrid-1"}, ())
+    assert ({pod_of(shard.owner) for shard in own.weights.shards}, own.sources) == ({"j-hybrid-1"}, ())
     helper = copies.serving("p-rollout-0", ["p-rollout-1:7402"])
     assert {source.addresses for source in helper.sources} == {
         ("j-hybrid-0:7401", "j-hybrid-1:7401", "p-rollout-1:7402")
     }
-    assert {pod_of(copies.serving(f"p-rollout-{n}").weights.shards[0]) for n in range(16)} == set(copies.by_pod)
+    assert {pod_of(copies.serving(f"p-rollout-{n}").weights.shards[0].owner) for n in range(16)} == set(copies.by_pod)
     assert copies.owners == ("j-hybrid-0:7401", "j-hybrid-1:7401")
 
 

@@ -53,7 +53,7 @@ def transfer(*sources: str, **more: object) -> Transfer:
     ],
 )
 def test_a_shard_is_here_when_its_host_is_ours(address: str, host: str, here: bool) -> None:
-    assert is_here(shard(address=address), host) is here
+    assert is_here(address, host) is here
 
 
 def test_only_what_is_away_is_fetched_and_all_who_are_named_are_sources_once() -> None:

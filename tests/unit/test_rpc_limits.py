@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -10,8 +11,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twinpod.master.copies import copies_of
+from twinpod.master.elastic import serve_order
 from twinpod.master.work_buffer import Rules, WorkBuffer
+from twinpod.records import codec
 from twinpod.records.arrays import LogProbs, TokenIds
+from twinpod.records.life import Command, HalfKind, HalfStatus, Reply
 from twinpod.records.rollout import (
     Group,
     GroupState,
@@ -25,6 +30,7 @@ from twinpod.records.rollout import (
     WorkItem,
     WorkResult,
 )
+from twinpod.records.weights import ShardRef
 from twinpod.rollout.ports import EngineOutput, EngineRequest, Finish
 from twinpod.rollout.worker import Worker, WorkerSettings
 from twinpod.rpc import convert
@@ -38,6 +44,11 @@ SOME = st.lists(LENGTHS, min_size=1, max_size=24)
 SAMPLING = SamplingSettings(
     temperature=1.0, top_p=1.0, segment_tokens=2 * LONGEST, max_tokens=2 * LONGEST,
     stop_token_ids=tuple(range(64)), repeat_ngram=0, repeat_count=0,
+)  # fmt: skip
+
+HALF = HalfStatus(
+    pod="pool-0", kind=HalfKind.INFERENCE, address="", state="idle", version=0, epoch=1, pod_attempt=1, attempt=0,
+    message="",
 )  # fmt: skip
 
 
@@ -139,3 +150,31 @@ def test_what_a_worker_gives_back_is_bounded_and_complete(items: list[tuple[int,
     assert all(size <= (MESSAGE_BYTES + 64 if count > 1 else MESSAGE_LIMIT) for count, size in master.weights)
     lengths = {s.trajectory_id: len(s.tokens) for result in results for s in result.segments}
     assert lengths == {n * 100 + j: count for n, (count, k) in enumerate(items) for j in range(k) if count}
+
+
+@settings(max_examples=30, deadline=None)
+@given(pods=st.integers(1, 256), ranks=st.integers(1, 64), helpers=st.integers(0, 512))
+def test_what_is_said_of_published_weights_does_not_grow_with_the_model(pods: int, ranks: int, helpers: int) -> None:
+    name = "a" * 63  # Kubernetes' longest
+    shards = [
+        ShardRef(
+            owner=f"{name}-hybrid-{pod}/rank-{rank}",
+            layout="xxh3:" + "f" * 32,
+            path="/dev/shm/" + "p" * 100,
+            slot=1,
+            digest="xxh3:" + "f" * 16,
+            address=f"{name}-hybrid-{pod}.{name}.{name}.svc:7401",
+        )
+        for pod in range(pods)
+        for rank in range(ranks)
+    ]
+    detail = json.dumps([codec.plain(shard) for shard in shards])
+    reply = Reply(key=name, error="", retryable=False, seconds=1.0, detail=detail)
+    assert convert.reply_to_pb(reply).ByteSize() <= MESSAGE_LIMIT
+    copies = copies_of(10**9, 10**6, 10**6, shards)
+    peers = [f"{name}-pool-{number}.{name}.{name}.svc:7402" for number in range(helpers)]
+    order = serve_order(HALF, copies, 10**6, "join-1", peers)
+    command = Command(
+        key=name, verb=order.verb, epoch=1, iteration=1, version=1, argument=order.argument, deadline_s=1.0
+    )
+    assert convert.command_to_pb(command).ByteSize() <= MESSAGE_BYTES

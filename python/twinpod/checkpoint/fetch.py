@@ -56,7 +56,7 @@ class Stager:
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         stall_s: float = STALL_S,
     ) -> None:
-        self._folder, self._address, self._carrier, self.offers = folder, address, carrier, offers
+        self._folder, self._address, self.carrier, self.offers = folder, address, carrier, offers
         self._pause, self._stall_s = pause, stall_s
         self._arenas: dict[str, Arena] = {}  # by owner
         self._begun: dict[tuple[str, int], plan.Transfer] = {}  # by owner and slot: what lies there, whole or not
@@ -93,7 +93,7 @@ class Stager:
 
     async def close(self) -> None:
         """End connections and let go of the arenas; their files stay for the engine and the next life."""
-        await self._carrier.close()
+        await self.carrier.close()
         for arena in self._arenas.values():
             arena.close()
         self._arenas.clear()
@@ -145,7 +145,7 @@ class Stager:
         )
         target, limit_s = arena.slot(place[1]), self._stall_s + (transfer.end - ask.begin) / SLOWEST
         try:
-            async with aclosing(self._carrier.stream(request, ask.address, limit_s)) as stream:
+            async with aclosing(self.carrier.stream(request, ask.address, limit_s)) as stream:
                 while transfer.done < transfer.end:
                     async with asyncio.timeout(self._stall_s):
                         message = await anext(stream, b"")

@@ -2,7 +2,8 @@
 
 The contract between the master, who orders SERVE, and an inference half:
 
-- The argument of SERVE is a `ServeRequest` as JSON.
+- The argument of SERVE is a `ServeOrder` as JSON. Layouts that it names and the half does not know are had from the
+  same halves as the shards (`layouts`).
 - A shard whose record has this half's own host in `address` (or no address) lies in this pod and is mapped from its
   `path`. Every other shard is fetched, whatever its path says: pods use the same paths.
 - A shard may be asked of the half that its record names and of every half that `sources` names for its owner. A half
@@ -89,14 +90,14 @@ def host_of(address: str) -> str:
     return address.rpartition(":")[0]
 
 
-def is_here(shard: ShardRecord, host: str) -> bool:
-    """Whether a shard lies in the pod that others reach by `host`."""
-    return not shard.address or host_of(shard.address) == host
+def is_here(address: str, host: str) -> bool:
+    """Whether a shard with this address lies in the pod that others reach by `host`."""
+    return not address or host_of(address) == host
 
 
 def shards_away(version: WeightVersion, host: str) -> tuple[ShardRecord, ...]:
     """Those that have to be fetched."""
-    return tuple(shard for shard in version.shards if not is_here(shard, host))
+    return tuple(shard for shard in version.shards if not is_here(shard.address, host))
 
 
 def plan_fetch(serving: ServeRequest, host: str) -> tuple[Transfer, ...]:

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 
 from twinpod.arena import Arena
+from twinpod.arena.layouts import content, digest_of
 from twinpod.errors import EnvironmentFault, ProtocolError, WrongVersion
 from twinpod.records.weights import ShardRecord, ShardRequest
 
@@ -53,6 +54,17 @@ class ShardOffers:
                 where=f"version {request.version}, shard {request.owner}",
             )
         return (own or matches)[0]
+
+    def layout(self, digest: str) -> bytes:
+        """The content of a layout of what is offered, by its digest; WrongVersion when nothing lies that way."""
+        seen = set()
+        for _, shard in self._offers.values():
+            if shard.layout.owner not in seen:
+                seen.add(shard.layout.owner)
+                data = content(shard.layout)
+                if digest_of(data) == digest:
+                    return data
+        raise WrongVersion("is not here", where=f"layout {digest}")
 
     async def read(self, request: ShardRequest) -> AsyncGenerator[bytes, None]:
         """The bytes asked for, in messages of at most `MESSAGE_BYTES`.

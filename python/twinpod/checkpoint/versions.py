@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from twinpod.arena.file import combined_digest
 from twinpod.errors import IntegrityError, ProtocolError
-from twinpod.records.weights import ShardRecord, TensorPart, WeightVersion
+from twinpod.records.weights import ShardRecord, ShardRef, TensorPart, VersionRef, WeightVersion
 
 
 def compose(version: int, epoch: int, iteration: int, shards: Iterable[ShardRecord]) -> WeightVersion:
@@ -16,11 +17,7 @@ def compose(version: int, epoch: int, iteration: int, shards: Iterable[ShardReco
     ProtocolError names the tensor (or the owner) when the parts do not tile every tensor exactly once.
     """
     ordered = tuple(sorted(shards, key=lambda shard: shard.layout.owner))
-    owners = [shard.layout.owner for shard in ordered]
-    if doubled := sorted({owner for owner in owners if owners.count(owner) > 1}):
-        raise ProtocolError(f"{', '.join(doubled)} published more than one shard", where=f"version {version}")
-    if not ordered:
-        raise ProtocolError("no shard was published", where=f"version {version}")
+    _check_owners([shard.layout.owner for shard in ordered], version)
     check_tiling([part for shard in ordered for part in shard.layout.parts], where=f"version {version}")
     return WeightVersion(
         version=version,
@@ -31,18 +28,32 @@ def compose(version: int, epoch: int, iteration: int, shards: Iterable[ShardReco
     )
 
 
-def compose_copies(
-    version: int, epoch: int, iteration: int, shards: Iterable[ShardRecord]
-) -> Mapping[str, WeightVersion]:
-    """The version as each pod holds it, by pod, in order of pod; every pod's shards make a complete one.
+def _check_owners(owners: Sequence[str], version: int) -> None:
+    if doubled := sorted({one for one, other in itertools.pairwise(owners) if one == other}):
+        raise ProtocolError(f"{', '.join(doubled)} published more than one shard", where=f"version {version}")
+    if not owners:
+        raise ProtocolError("no shard was published", where=f"version {version}")
+
+
+def refer(version: int, epoch: int, iteration: int, shards: Iterable[ShardRef]) -> VersionRef:
+    """The same of references. That the parts tile every tensor is found by whoever knows the layouts: each half that
+    is to serve the version (`check_version`)."""
+    ordered = tuple(sorted(shards, key=lambda shard: shard.owner))
+    _check_owners([shard.owner for shard in ordered], version)
+    digest = combined_digest([shard.digest for shard in ordered])
+    return VersionRef(version=version, epoch=epoch, iteration=iteration, digest=digest, shards=ordered)
+
+
+def compose_copies(version: int, epoch: int, iteration: int, shards: Iterable[ShardRef]) -> Mapping[str, VersionRef]:
+    """The version as each pod holds it, by pod, in order of pod.
 
     IntegrityError names two pods whose weights differ: data-parallel copies must be the same to the bit.
     """
-    by_pod: dict[str, list[ShardRecord]] = defaultdict(list)
+    by_pod: dict[str, list[ShardRef]] = defaultdict(list)
     for shard in shards:
-        by_pod[pod_of(shard)].append(shard)
+        by_pod[pod_of(shard.owner)].append(shard)
     copies = {
-        pod: compose(version, epoch, iteration, own)
+        pod: refer(version, epoch, iteration, own)
         for pod, own in sorted(by_pod.items(), key=lambda one: _natural(one[0]))
     }
     if not copies:
@@ -59,9 +70,9 @@ def compose_copies(
     return copies
 
 
-def pod_of(shard: ShardRecord) -> str:
+def pod_of(owner: str) -> str:
     """The pod that published a shard: what stands before the slash in its owner's name."""
-    return shard.layout.owner.rpartition("/")[0]
+    return owner.rpartition("/")[0]
 
 
 def _natural(pod: str) -> tuple[int, str]:

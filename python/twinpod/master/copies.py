@@ -12,17 +12,19 @@ from dataclasses import dataclass
 import xxhash
 
 from twinpod.checkpoint.versions import compose_copies
-from twinpod.records.weights import ServeRequest, ShardRecord, ShardSource, WeightVersion
+from twinpod.records.weights import ServeOrder, ShardRef, ShardSource, VersionRef
+
+MOST_SOURCES = 32  # named for a shard; others are named to other pods
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copies:
     """One version, by pod; never empty."""
 
-    by_pod: Mapping[str, WeightVersion]
+    by_pod: Mapping[str, VersionRef]
 
     @property
-    def first(self) -> WeightVersion:
+    def first(self) -> VersionRef:
         """The copy of the first hybrid pod; number and digest are those of all."""
         return next(iter(self.by_pod.values()))
 
@@ -39,11 +41,7 @@ class Copies:
     @property
     def layout(self) -> str:
         """How ranks share the tensors, as a digest: only digests of weights in the same layout can be compared."""
-        lines = (
-            f"{shard.layout.owner.rpartition('/')[2]} {part.name} {part.dtype} {part.shape} {part.axis} {part.start}"
-            for shard in self.first.shards
-            for part in shard.layout.parts
-        )
+        lines = (f"{shard.owner.rpartition('/')[2]} {shard.layout}" for shard in self.first.shards)
         return xxhash.xxh3_64_hexdigest("\n".join(lines).encode())
 
     @property
@@ -56,7 +54,7 @@ class Copies:
         """Addresses of all halves that published it."""
         return tuple(sorted({shard.address for copy in self.by_pod.values() for shard in copy.shards}))
 
-    def serving(self, pod: str, peers: Iterable[str] = ()) -> ServeRequest:
+    def serving(self, pod: str, peers: Iterable[str] = ()) -> ServeOrder:
         """What the engine of a pod is to serve: its own copy, or one of the others; helpers spread over them.
 
         peers: addresses of other halves that may have the version, because they serve it or soon will.
@@ -64,15 +62,17 @@ class Copies:
         copies = tuple(self.by_pod.values())
         own = self.by_pod.get(pod) or copies[xxhash.xxh3_64_intdigest(pod.encode()) % len(copies)]
         if pod in self.by_pod:
-            return ServeRequest(weights=own)
+            return ServeOrder(weights=own)
         sources = []
         for place, shard in enumerate(own.shards):
             others = dict.fromkeys(copy.shards[place].address for copy in copies if len(copy.shards) > place)
-            known = (*others, *peers)
-            sources.append(ShardSource(owner=shard.layout.owner, addresses=tuple(dict.fromkeys(known))))
-        return ServeRequest(weights=own, sources=tuple(sources))
+            known = tuple(dict.fromkeys((*others, *peers)))
+            first = xxhash.xxh3_64_intdigest(f"{pod} {shard.owner}".encode()) % max(1, len(known))
+            spread = (*known[first:], *known[:first]) if len(known) > MOST_SOURCES else known
+            sources.append(ShardSource(owner=shard.owner, addresses=spread[:MOST_SOURCES]))
+        return ServeOrder(weights=own, sources=tuple(sources))
 
 
-def copies_of(version: int, epoch: int, iteration: int, shards: Iterable[ShardRecord]) -> Copies:
+def copies_of(version: int, epoch: int, iteration: int, shards: Iterable[ShardRef]) -> Copies:
     """The version that all pods' shards make. IntegrityError when two pods' weights differ."""
     return Copies(by_pod=compose_copies(version, epoch, iteration, shards))

@@ -14,7 +14,7 @@ from twinpod.master.registry import Registry
 from twinpod.master.worker_group import WorkerGroup
 from twinpod.records import codec
 from twinpod.records.life import Verb
-from twinpod.records.weights import ShardRecord
+from twinpod.records.weights import ShardRef
 
 
 class WeightSync:
@@ -78,4 +78,4 @@ class WeightSync:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shards:
-    shards: tuple[ShardRecord, ...]
+    shards: tuple[ShardRef, ...]

@@ -48,7 +48,7 @@ class Command:
     epoch: int  # job epoch of the sender (design 8.5)
     iteration: int
     version: int  # weights concerned; 0 where none
-    argument: str  # folder for SNAPSHOT and EXPORT, WeightVersion JSON for SERVE; else empty
+    argument: str  # folder for SNAPSHOT and EXPORT, ServeOrder JSON for SERVE; else empty
     deadline_s: float
 
 
@@ -60,7 +60,7 @@ class Reply:
     error: str
     retryable: bool
     seconds: float
-    detail: str  # JSON: TrainStats for TRAIN, ShardRecords for PUBLISH, seconds a part for SERVE
+    detail: str  # JSON: TrainStats for TRAIN, ShardRefs for PUBLISH, seconds a part for SERVE
 
 
 class EngineState(StrEnum):

@@ -55,6 +55,30 @@ class WeightVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRef:
+    """A shard record as it travels: the layout by its digest (`arena.layouts`), because it is the same for every
+    version of a run and hundreds of times larger than the rest."""
+
+    owner: str  # ShardLayout.owner
+    layout: str  # digest of the layout without its owner
+    path: str
+    slot: int
+    digest: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRef:
+    """A weight version as it travels."""
+
+    version: int
+    epoch: int
+    iteration: int
+    digest: str
+    shards: tuple[ShardRef, ...]  # in order of owner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSource:
     """Who serves one shard's bytes, beside the half that its record names."""
 
@@ -63,8 +87,16 @@ class ShardSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOrder:
+    """The argument of a SERVE command: a version, and who else serves its shards and knows their layouts."""
+
+    weights: VersionRef
+    sources: tuple[ShardSource, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServeRequest:
-    """What a SERVE command asks for: a version, and who else serves its shards.
+    """A SERVE order whose layouts are known.
 
     A shard is in the half's own pod when the host of its record's `address` is the half's own host: then it is mapped
     from `path`. Any other shard is fetched, whatever its path says, because pods use the same paths.

@@ -37,5 +37,11 @@ class FakeCarrier:
             left -= len(message)
             yield message
 
+    async def layout(self, digest: str, source: str, timeout_s: float) -> bytes:
+        """See Carrier."""
+        if source not in self.shelves:
+            raise Unreachable("does not answer", where=source)
+        return self.shelves[source].layout(digest)
+
     async def close(self) -> None:
         """See Carrier."""

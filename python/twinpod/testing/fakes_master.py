@@ -37,7 +37,7 @@ from twinpod.records import codec
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
 from twinpod.records.rollout import PullRequest, WorkItem
 from twinpod.records.training import DataLayout, RankBatch
-from twinpod.records.weights import ServeRequest, ShardRecord
+from twinpod.records.weights import ServeOrder, ShardRef
 from twinpod.reward.port import RewardPort
 from twinpod.rpc.batches import BatchReader
 from twinpod.sampling.uniform import Uniform
@@ -280,9 +280,9 @@ class FakeHalf:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "state.json").write_text(json.dumps(trainer.trained))
             case Verb.SERVE:
-                serving = codec.loads(ServeRequest, command.argument)
+                serving = codec.loads(ServeOrder, command.argument)
                 assert serving.weights.version == command.version == trainer.version
-                owner = serving.weights.shards[0].layout.owner
+                owner = serving.weights.shards[0].owner
                 assert self._pod in world.helpers or owner == f"{self._pod}/rank-0", "not this pod's copy"
                 world.served[self._pod] = command.version
                 return '{"start_s": 0.0, "verify_s": 0.0, "load_s": 0.0}'
@@ -292,13 +292,12 @@ class FakeHalf:
                 pass
         return ""
 
-    def _shard(self, version: int, pod: str) -> ShardRecord:
+    def _shard(self, version: int, pod: str) -> ShardRef:
         apart = 0 < self._world.apart_from <= version and pod != "j-hybrid-0"
         made = shard(version, pod)
         changed, tensor = self._world.changed
         if changed == version:
-            layout = replace(made.layout, parts=tuple(replace(part, name=tensor) for part in made.layout.parts))
-            made = replace(made, layout=layout, digest="xxh3:" + "e" * 16)
+            made = replace(made, layout=f"xxh3:{tensor:0>32}", digest="xxh3:" + "e" * 16)
         return replace(made, digest="xxh3:" + "f" * 16) if apart else made
 
 

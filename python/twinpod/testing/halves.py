@@ -21,8 +21,9 @@ from twinpod.checkpoint.shard_offers import ShardOffers
 from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine
 from twinpod.records import codec
 from twinpod.records.life import Command, LifeCycle, Reply, Verb
-from twinpod.records.weights import ServeRequest, ShardSource, WeightVersion
+from twinpod.records.weights import ShardSource, WeightVersion
 from twinpod.testing.carriers import FakeCarrier
+from twinpod.testing.weights import order_of
 from twinpod_sidecar.children import Children, ChildSpec, children_of
 from twinpod_sidecar.devices import GIB, DeviceMemory, Devices, HandOver
 from twinpod_sidecar.inference import InferenceHalf
@@ -181,7 +182,7 @@ class InferenceBench:
         self, version: WeightVersion, number: int = 0, sources: tuple[ShardSource, ...] = (), **more: Any
     ) -> Reply:
         """Order SERVE of a version and wait."""
-        argument = codec.dumps(ServeRequest(weights=version, sources=sources))
+        argument = codec.dumps(order_of(version, sources))
         return await self.do(order(Verb.SERVE, number, argument=argument, **more))
 
 

@@ -10,7 +10,7 @@ from twinpod.records.life import LifeCycle
 from twinpod.records.rollout import Prompt, SamplingSettings, Segment, Stop, WorkItem, WorkResult
 from twinpod.records.run import IterationRecord, PhaseSeconds
 from twinpod.records.training import GIVEN, RankBatch, Sample, TrainStats
-from twinpod.records.weights import ShardLayout, ShardRecord, TensorPart
+from twinpod.records.weights import ShardRef
 from twinpod.replay.baseline import Baseline
 from twinpod.reward.port import Verdict
 
@@ -128,12 +128,15 @@ def stats(iteration: int, gap: float, batch: RankBatch) -> TrainStats:
     )
 
 
-def shard(version: int, pod: str = "j-hybrid-0") -> ShardRecord:
-    """One tensor of one owner."""
-    part = TensorPart(name="w", dtype="F32", shape=(2,), full_shape=(2,), axis=None, start=0, offset=0, nbytes=8)
-    layout = ShardLayout(owner=f"{pod}/rank-0", slot_bytes=4096, parts=(part,))
-    return ShardRecord(
-        layout=layout, path="/dev/shm/x", slot=version % 2, digest=f"xxh3:{version:016x}", address=f"training:{pod}"
+def shard(version: int, pod: str = "j-hybrid-0") -> ShardRef:
+    """What one rank would publish."""
+    return ShardRef(
+        owner=f"{pod}/rank-0",
+        layout=f"xxh3:{'w':0>32}",
+        path="/dev/shm/x",
+        slot=version % 2,
+        digest=f"xxh3:{version:016x}",
+        address=f"training:{pod}",
     )
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from twinpod.arena import Arena, plan_layout
-from twinpod.checkpoint.versions import compose
-from twinpod.records.weights import ShardRecord, TensorPart, WeightVersion
+from twinpod.arena.layouts import reference, write_layout
+from twinpod.checkpoint.versions import compose, refer
+from twinpod.records.weights import ServeOrder, ShardRecord, ShardSource, TensorPart, WeightVersion
 
 SHAPE = (8, 16)
 
@@ -22,6 +23,12 @@ def small_version(
     """
     shards = tuple(_shard(folder, version, rank, ranks, address, (rows, SHAPE[1])) for rank in range(ranks))
     return compose(version, epoch, version, shards)
+
+
+def order_of(version: WeightVersion, sources: tuple[ShardSource, ...] = ()) -> ServeOrder:
+    """What the master would order; the layouts lie beside the arenas, as ranks leave them."""
+    shards = tuple(reference(one, write_layout(Path(one.path).parent, one.layout)) for one in version.shards)
+    return ServeOrder(weights=refer(version.version, version.epoch, version.iteration, shards), sources=sources)
 
 
 def spoil(version: WeightVersion, shard: int = 0) -> None:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from twinpod.arena.layouts import reference
 from twinpod.errors import InputError, ProtocolError, TwinpodError
 from twinpod.records.codec import dumps, loads, plain
 from twinpod.records.life import Command, Reply, Verb
@@ -188,12 +189,12 @@ def _onload(duties: Duties, state: State, command: Command) -> str:
 
 
 def _publish(duties: Duties, state: State, version: int) -> str:
-    """This rank's ShardRecord as JSON; empty where another copy in the same pod publishes the same weights."""
+    """This rank's ShardRef as JSON; empty where another copy in the same pod publishes the same weights."""
     if not duties.publishes:
         return ""
     if state.publisher is None:
         state.publisher = duties.publisher()
-    return dumps(state.publisher.publish(version))
+    return dumps(reference(state.publisher.publish(version), state.publisher.layout_digest))
 
 
 def _argument(command: Command) -> str:
@@ -203,7 +204,7 @@ def _argument(command: Command) -> str:
 
 
 def _reply(command: Command, answers: list[list[Any]], seconds: float) -> Reply:
-    """The first error of any rank; else rank 0's detail, or all ranks' shard records for PUBLISH."""
+    """The first error of any rank; else rank 0's detail, or all ranks' shards for PUBLISH."""
     failed = next((answer for answer in answers if answer[0]), None)
     if failed is not None:
         return Reply(key=command.key, error=failed[0], retryable=failed[1], seconds=seconds, detail="")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from twinpod.arena.file import DIGEST_CHUNK, Arena
 from twinpod.arena.layout import plan_layout
+from twinpod.arena.layouts import write_layout
 from twinpod.records.weights import ShardLayout, ShardRecord, TensorPart
 from twinpod.trainer.convert.copy import megatron_view
 from twinpod.trainer.convert.layout import Part
@@ -41,6 +42,7 @@ class Publisher:
         self.layout = shard_layout(owner, self._parts, DTYPE_NAMES[rank.machine.dtype])
         path.parent.mkdir(parents=True, exist_ok=True)
         self._arena = Arena.create(path, self.layout, SLOTS)
+        self.layout_digest = write_layout(path.parent, self.layout)  # found there by the halves of this pod
 
     def publish(self, version: int) -> ShardRecord:
         """Write the parameters as they are now into slot `version % 2` and say where they lie and what they hash to."""

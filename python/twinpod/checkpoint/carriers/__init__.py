@@ -27,6 +27,10 @@ class Carrier(Protocol):
         """
         ...
 
+    async def layout(self, digest: str, source: str, timeout_s: float) -> bytes:
+        """The content of the layout that the digest names (`arena.layouts`), from the half at `source`. Unproved."""
+        ...
+
     async def close(self) -> None:
         """End all connections."""
         ...
