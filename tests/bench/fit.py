@@ -64,7 +64,7 @@ SHAPES = {
             "Qwen2ForCausalLM", hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
             intermediate_size=1024, vocab_size=151_936, tie_word_embeddings=True,
         ),
-        micro_tokens=1024, length=512, samples=4,
+        micro_tokens=1024, length=512, samples=4, dtype="bfloat16",
     ),
 }  # fmt: skip
 
@@ -134,7 +134,10 @@ def rank(name: str) -> None:
 
         mark("start")
         one = build_rank(shape_from_huggingface(shape.config), place, machine)
-        load_random(one.parameters, one.shape, place, 0)
+        weights = dict(one.optimizer.blank())
+        load_random(weights, one.shape, place, 0)
+        one.optimizer.take(weights)
+        del weights
         mark("load")
         settings = TrainSettings(
             learning_rate=1e-5, betas=(0.9, 0.95), weight_decay=0.0, eps=1e-8, tau=0.1, temperature=1.0, mask="all",
@@ -142,7 +145,7 @@ def rank(name: str) -> None:
         )  # fmt: skip
         publisher = Publisher(one, Path(shm) / "rank.arena", owner="bench", address="", threads=1)
         mark("arena")
-        train_iteration(one, batch(shape, 1), settings)
+        train_iteration(one, batch(shape), settings)
         mark("train")
         publisher.publish(1)
         publisher.publish(2)
@@ -156,25 +159,31 @@ def rank(name: str) -> None:
     print(json.dumps({"idle": idle, "peak": idle + (max(marks.values()) << 20), "marks": marks}))
 
 
-def batch(shape: Shape, iteration: int) -> Any:
+def batch(shape: Shape) -> Any:
     """Random tokens; every sequence as long as the shape says."""
-    from twinpod.records.training import Batch, Sample
+    import numpy as np
 
-    draw = random.Random(iteration)
-    vocab, answer = shape.config["vocab_size"], shape.length - 16
+    from twinpod.records.arrays import LogProbs, TokenIds
+    from twinpod.records.training import GIVEN, RankBatch, Sample, TokenRun
+
+    draw = np.random.default_rng(1)
+    answer, rows = shape.length - 16, shape.micro_tokens // shape.length
     samples = tuple(
         Sample(
+            trajectory_id=i + 1,
             group=i // 2,
-            prompt_tokens=tuple(draw.randrange(vocab) for _ in range(17)),
-            response_tokens=tuple(draw.randrange(vocab) for _ in range(answer)),
-            behaviour_logps=(-5.0,) * answer,
-            versions=(iteration,) * answer,
-            advantage=draw.uniform(-1, 1),
+            mini_batch=0,
+            micro_batch=i // rows,
+            tokens=TokenIds(draw.integers(0, shape.config["vocab_size"], shape.length + 1)),
+            logps=LogProbs(np.full(answer, -5.0)),
+            runs=(TokenRun(version=GIVEN, count=17), TokenRun(version=1, count=answer)),
+            advantage=float(draw.uniform(-1, 1)),
+            weight=1 / shape.samples,
             reward=0.5,
         )
         for i in range(shape.samples)
     )
-    return Batch(iteration=iteration, version=iteration, group_size=2, samples=samples)
+    return RankBatch(iteration=1, version=1, group_size=2, micro_batches=(-(-shape.samples // rows),), samples=samples)
 
 
 def ratios() -> dict[str, float]:

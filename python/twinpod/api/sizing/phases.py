@@ -16,7 +16,8 @@ GRAPHS_BYTES = 2 * GIB  # an engine beside weights and cache: CUDA graphs, sampl
 TRAINER_BYTES = {False: 768 * MIB, True: 3 * GIB}  # host memory of an idle rank: on a CPU (measured), with CUDA
 ENGINE_BYTES = {False: 1536 * MIB, True: 4 * GIB}  # host memory of an engine's rank and its standby
 SEGMENTS_BYTES = 64 * MIB  # of /dev/shm a rank: segments of NCCL or gloo, the manifest of the weights
-TOKEN_BYTES = 36  # of a micro-batch's arrays on the device, a token (`twinpod.trainer.packing`)
+MICRO_BYTES = 36  # of a micro-batch's arrays on the device, a token (`twinpod.trainer.packing`)
+SAMPLE_BYTES = 8  # of a rank's samples in host memory, a token: the token and its log-prob
 FRAGMENTS = {
     False: 0.6,  # of activations and logits: holes in the heap of glibc (0.5 to 0.9 measured)
     True: 0.03,  # of all tensors: what torch's caching allocator cannot use
@@ -66,7 +67,8 @@ def train_holding(setup: Setup, tokens: int) -> tuple[Amount, ...]:
     """Of one rank while it runs forward and backward passes with micro-batches of `tokens`; 2 steps or more."""
     state = rank_state(setup)
     acts = kept(setup, tokens)
-    batch = setup.samples * setup.context // setup.copies * TOKEN_BYTES
+    references = setup.samples * setup.context // setup.copies * FLOAT
+    batch = references + tokens * setup.pipeline * MICRO_BYTES
     amounts = [
         *(Amount(name=name, nbytes=nbytes) for name, nbytes in state.items()),
         Amount(name="activations", nbytes=acts.layers + acts.working),
@@ -85,13 +87,16 @@ def step_holding(setup: Setup) -> tuple[Amount, ...]:
         amounts.append(Amount(name="working", nbytes=2 * 8 * largest))
         if setup.copies > 1:  # gradients as one message
             amounts.append(Amount(name="gradient message", nbytes=state["gradients"]))
+        passed = train_holding(setup, setup.longest_micro_batch)  # its holes stay in the heap
+        amounts += [one for one in passed if one.name == "fragments"]
     return _with_allowances(setup, amounts)
 
 
 def _with_allowances(setup: Setup, amounts: list[Amount]) -> tuple[Amount, ...]:
     """With what allocators waste, and an accelerator's context."""
     wasted = [amount.nbytes for amount in amounts if not setup.on_cpu or amount.name in ("activations", "logits")]
-    amounts.append(Amount(name="fragments", nbytes=int(sum(wasted) * FRAGMENTS[not setup.on_cpu])))
+    if any(wasted):
+        amounts.append(Amount(name="fragments", nbytes=int(sum(wasted) * FRAGMENTS[not setup.on_cpu])))
     if not setup.on_cpu:
         amounts.append(Amount(name="CUDA context", nbytes=CONTEXT_BYTES))
     return tuple(amount for amount in amounts if amount.nbytes)
@@ -143,6 +148,8 @@ def holdings(setup: Setup, accelerator: Accelerator | None) -> tuple[Holding, ..
         setup, [Amount(name=name, nbytes=state[name]) for name in ("weights", "main weights", "gradients")]
     )
     cuda = not setup.on_cpu
+    tokens = setup.samples * setup.context // setup.copies
+    samples = Amount(name="samples", nbytes=setup.ranks * tokens * SAMPLE_BYTES)
     shm = Amount(name="/dev/shm", nbytes=shared_memory(setup))
     trainer = Amount(name="trainer's processes", nbytes=setup.ranks * TRAINER_BYTES[cuda])
     engine = Amount(name="engine's processes", nbytes=setup.engine_ranks * ENGINE_BYTES[cuda])
@@ -153,16 +160,16 @@ def holdings(setup: Setup, accelerator: Accelerator | None) -> tuple[Holding, ..
         main = max(sum(stage_tensors(setup.shape, setup.tensor, setup.pipeline, s)) for s in range(setup.pipeline))
         gathered = Amount(name="gathered weights", nbytes=setup.ranks * main * FLOAT)
         return (
-            Holding(phase="forward, backward", gpu=train, host=base),
-            Holding(phase="optimizer step", gpu=step, host=base),
+            Holding(phase="forward, backward", gpu=train, host=(*base, samples)),
+            Holding(phase="optimizer step", gpu=step, host=(*base, samples)),
             Holding(phase="publish", gpu=publish, host=base),
             Holding(phase="snapshot", gpu=publish, host=(*base, gathered)),
             Holding(phase="rollout", gpu=rollout, host=(*base, *gone)),
         )
     standing = _times((Amount(name="weights", nbytes=state["weights"]),), setup.ranks) if away is None else (away,)
     return (
-        Holding(phase="forward, backward", gpu=(), host=(*base, *_times(train, setup.ranks))),
-        Holding(phase="optimizer step", gpu=(), host=(*base, *_times(step, setup.ranks))),
+        Holding(phase="forward, backward", gpu=(), host=(*base, samples, *_times(train, setup.ranks))),
+        Holding(phase="optimizer step", gpu=(), host=(*base, samples, *_times(step, setup.ranks))),
         Holding(phase="publish", gpu=(), host=(*base, *_times(publish, setup.ranks))),
         Holding(phase="rollout", gpu=(), host=(*base, *standing, *_times(rollout, setup.engine_ranks))),
     )
