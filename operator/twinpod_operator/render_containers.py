@@ -127,6 +127,11 @@ def mount(volume: str, path: str, *, read_only: bool = False) -> Manifest:
     return result
 
 
+def memory_volume(size: str | None) -> Manifest:
+    """/dev/shm of a pod; without a size it may take what the pod's memory limit, or else the node, allows."""
+    return {"name": "shm", "emptyDir": {"medium": "Memory"} | ({"sizeLimit": size} if size else {})}
+
+
 def pod_security() -> Manifest:
     """The pod's security context: no root, the runtime's seccomp profile; volumes belong to the group."""
     return {

@@ -10,6 +10,7 @@ from twinpod_operator.render_containers import (
     Port,
     Shape,
     container,
+    memory_volume,
     mount,
     resources,
     tolerations,
@@ -69,7 +70,7 @@ def hybrid_pod(run: Attempt, index: int) -> Manifest:
         "containers": [container(_trainer(run, pod), run.platform)],
         "volumes": [
             *common_volumes(run, (names.CONTAINER_TRAINER, names.CONTAINER_INFERENCE)),
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": hybrid.shared_memory}},
+            memory_volume(hybrid.shared_memory),
             *kernel_volumes(hybrid.kernel_cache, hybrid.accelerators),
             snapshots_volume(run),
         ],
@@ -83,7 +84,7 @@ def hybrid_pod(run: Attempt, index: int) -> Manifest:
 
 def _trainer(run: Attempt, pod: str) -> Shape:
     hybrid = run.job.spec.hybrid
-    wanted = resources(hybrid.trainer.resources, hybrid.shared_memory)
+    wanted = resources(hybrid.trainer.resources, hybrid.shared_memory or "")
     if run.by_claim:
         wanted["claims"] = [{"name": names.DEVICE_CLAIM}]
     if run.whole_node:

@@ -19,7 +19,16 @@ from dataclasses import dataclass
 
 from twinpod.api import names
 from twinpod.api.types import RLJob, RolloutPool
-from twinpod_operator.render_containers import GPU_RESOURCE, Manifest, Platform, Shape, container, mount, tolerations
+from twinpod_operator.render_containers import (
+    GPU_RESOURCE,
+    Manifest,
+    Platform,
+    Shape,
+    container,
+    memory_volume,
+    mount,
+    tolerations,
+)
 from twinpod_operator.render_devices import kernel_volumes
 from twinpod_operator.render_pods import inference_shape, pod_labels
 from twinpod_operator.render_run import (
@@ -152,7 +161,7 @@ def _pod(own: PoolRun, index: int, attempt: int) -> Manifest:
         "volumes": [
             *common_volumes(run, (names.CONTAINER_INFERENCE,)),
             {"name": "pool", "configMap": {"name": names.pool_config_name(own.name)}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pool.shared_memory}},
+            memory_volume(pool.shared_memory or run.job.spec.hybrid.shared_memory),
             *kernel_volumes(pool.kernel_cache, pool.accelerators),
             snapshots_volume(run),
         ],
@@ -174,7 +183,7 @@ def _inference(own: PoolRun, pod: str) -> Shape:
             **own.run.environment(pod, accelerators=pool.accelerators),
             "TWINPOD_POOL_FILE": names.POOL_FILE,
         },
-        shared_memory=pool.shared_memory,
+        shared_memory=pool.shared_memory or own.run.job.spec.hybrid.shared_memory or "",
         accelerators=pool.accelerators,
         mounts=(mount("pool", names.POOL_FOLDER, read_only=True),),
     )

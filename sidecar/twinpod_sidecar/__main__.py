@@ -17,7 +17,6 @@ from typing import Any
 from twinpod.api.environment import Environment, read_environment
 from twinpod.api.model_folder import write_model_folder
 from twinpod.api.pod_view import load_job
-from twinpod.api.quantity import to_bytes
 from twinpod.api.types import RLJob
 from twinpod.checkpoint.carriers.grpc import GrpcCarrier, shard_service
 from twinpod.checkpoint.fetch import Stager
@@ -36,7 +35,13 @@ from twinpod_sidecar.health import Health
 from twinpod_sidecar.inference import InferenceHalf
 from twinpod_sidecar.members import Member
 from twinpod_sidecar.service import HalfService
-from twinpod_sidecar.settings import HalfSettings, check_shared_memory, inference_settings, training_settings
+from twinpod_sidecar.settings import (
+    HalfSettings,
+    check_shared_memory,
+    inference_settings,
+    needed_shared_memory,
+    training_settings,
+)
 from twinpod_sidecar.training import TrainerLink, TrainingHalf
 
 log = logging.getLogger("twinpod_sidecar")
@@ -136,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         environment = read_environment()
         job = load_job(environment)
         run = run_inference if kind is HalfKind.INFERENCE else run_training
-        check_shared_memory(environment.shm, to_bytes(job.spec.hybrid.shared_memory))
+        check_shared_memory(environment.shm, needed_shared_memory(job))
         environment.shm.mkdir(parents=True, exist_ok=True)
         environment.run.mkdir(parents=True, exist_ok=True)
         write_model_folder(job, environment.model_folder)

@@ -14,6 +14,8 @@ from twinpod.api import names
 from twinpod.api.environment import Environment
 from twinpod.api.model_folder import hf_config
 from twinpod.api.quantity import to_bytes
+from twinpod.api.sizing.phases import shared_memory
+from twinpod.api.sizing.read import setup_of
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault
 from twinpod.inference.sglang_engine import EngineSpec
@@ -137,6 +139,14 @@ def training_settings(
     )
 
 
+def needed_shared_memory(job: RLJob) -> int:
+    """Bytes of /dev/shm: what the job says, or what its model needs."""
+    given = job.spec.hybrid.shared_memory
+    if given is not None:
+        return to_bytes(given)
+    return shared_memory(setup_of(job, shape_from_huggingface(hf_config(job))))
+
+
 def check_shared_memory(folder: Path, needed: int) -> None:
     """EnvironmentFault when the shared memory that holds `folder` is smaller than the job asks for. Before anything
     else is done.
@@ -148,7 +158,7 @@ def check_shared_memory(folder: Path, needed: int) -> None:
         raise EnvironmentFault(
             f"shared memory too small: needs {needed / 2**20:.0f} MiB, has {size / 2**20:.0f} MiB",
             where=str(place),
-            mend="mount an emptyDir with medium Memory and that sizeLimit there, or lower spec.hybrid.sharedMemory",
+            mend="mount an emptyDir with medium Memory and that sizeLimit there, or change spec.hybrid.sharedMemory",
         )
 
 

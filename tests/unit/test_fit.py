@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from twinpod.api.load import check
+from twinpod.api.model_folder import hf_config
+from twinpod.api.pod_view import seen_from_pool
+from twinpod.api.quantity import to_bytes
 from twinpod.api.sizing.accelerators import ACCELERATORS, accelerator
 from twinpod.api.sizing.activations import CHUNK_BYTES, kept, logits
 from twinpod.api.sizing.advice import fit, largest_micro_batch, train_excess
@@ -24,9 +29,13 @@ from twinpod.api.sizing.phases import (
     shared_memory,
     train_holding,
 )
+from twinpod.api.types import RLJob, RolloutPool
 from twinpod.cli.__main__ import main
-from twinpod.errors import InputError
+from twinpod.errors import EnvironmentFault, InputError
 from twinpod.records.model_shape import Family, ModelShape, shape_from_huggingface
+from twinpod_operator.render import Platform, render_job
+from twinpod_operator.render_pool import render_pool
+from twinpod_sidecar.settings import check_shared_memory, needed_shared_memory
 
 TOP = Path(__file__).resolve().parents[2]
 MODELS = Path(__file__).parent / "models"
@@ -249,3 +258,50 @@ def test_what_cannot_be_read_is_refused(more: list[str], said: str, capsys: pyte
     config = [] if not more or more[0] == "--config" else ["--config", str(MODELS / "Qwen3-8B.json")]
     assert main(["fit", str(SAMPLES / "gpu/qwen3-8b.yaml"), *config, *more]) == 2
     assert said in capsys.readouterr().err
+
+
+def _job(model_spec: dict[str, Any], **hybrid: Any) -> RLJob:
+    job = yaml.safe_load((SAMPLES / "reverse-letters.yaml").read_text())
+    job["spec"]["hybrid"] = hybrid
+    job["spec"]["model"] = model_spec or job["spec"]["model"]
+    found = check(job)
+    assert isinstance(found, RLJob)
+    return found
+
+
+def _memory_volumes(job: RLJob, pool: RolloutPool | None = None) -> list[dict[str, Any]]:
+    platform = Platform(master_image="m:1", trainer_image="t:1", inference_image="i:1", etcd=("etcd:2379",))
+    manifests = render_job(job, platform=platform, uid="u", attempt=1)
+    if pool is not None:
+        manifests = render_pool(pool, job, platform=platform, job_uid="u", pool_uid="p")
+    pods = [one for one in manifests if one["kind"] == "Pod"]
+    return [volume["emptyDir"] for pod in pods for volume in pod["spec"]["volumes"] if volume["name"] == "shm"]
+
+
+def test_shared_memory_that_is_left_out_follows_from_the_model() -> None:
+    job = _job({})
+    assert job.spec.hybrid.shared_memory == "80Mi"
+    assert to_bytes("80Mi") > 2 * 408_576 * 4 + 64 * 2**20
+    assert _memory_volumes(job) == [{"medium": "Memory", "sizeLimit": "80Mi"}]
+    assert _job({}, sharedMemory="1Gi").spec.hybrid.shared_memory == "1Gi"
+    assert total(shape_from_huggingface(hf_config(job))) == 408_576
+    assert needed_shared_memory(job) == to_bytes("80Mi")
+
+
+def test_shared_memory_with_a_model_folder_is_what_the_pod_s_memory_allows(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((MODELS / "Qwen3-8B.json").read_text())
+    job = _job({"from": str(tmp_path), "dtype": "bfloat16"})
+    assert job.spec.hybrid.shared_memory is None
+    assert _memory_volumes(job) == [{"medium": "Memory"}]
+    with pytest.raises(EnvironmentFault, match=r"shared memory too small: needs 32060596 MiB, has \d+ MiB"):
+        check_shared_memory(tmp_path, needed_shared_memory(_job({"from": str(tmp_path), "dtype": "bfloat16"})) << 10)
+
+
+def test_a_pool_has_the_shared_memory_of_its_job() -> None:
+    head = {"apiVersion": "twinpod.dev/v1alpha1", "kind": "RolloutPool", "metadata": {"name": "more"}}
+    own, bare = (check(head | {"spec": {"job": "reverse-letters", **more}}) for more in ({"sharedMemory": "3Gi"}, {}))
+    assert isinstance(own, RolloutPool)
+    assert isinstance(bare, RolloutPool)
+    assert _memory_volumes(_job({}), own) == [{"medium": "Memory", "sizeLimit": "3Gi"}]
+    assert _memory_volumes(_job({}), bare) == [{"medium": "Memory", "sizeLimit": "80Mi"}]
+    assert seen_from_pool(_job({}), bare).spec.hybrid.shared_memory == "80Mi"

@@ -48,7 +48,7 @@ EMPTY_POOL_FIELDS = (
     "podPatch",
 )
 FREE_POOL_FIELDS = ("replicas",)
-_OPTIONAL = ("managedBy", "priorityClassName", "podPatch")
+_OPTIONAL = ("managedBy", "priorityClassName", "podPatch", "sharedMemory")
 
 
 def _same(field: str) -> str:

@@ -35,6 +35,7 @@ from twinpod.api.pods import HybridSpec, ResourceList, Resources, engines_for
 from twinpod.api.resource_rules import JOB_RULES
 from twinpod.api.rules import broken
 from twinpod.api.schedule import LearningRateSchedule
+from twinpod.api.sizing.shared import derived_size
 from twinpod.api.status import JobStatus
 
 
@@ -356,6 +357,8 @@ class JobSpec(Part):
             strict = self.model.dtype == "float32" and hybrid.accelerators == 0
             algorithm = algorithm.model_copy(update={"weights_gap_limit": "1e-3" if strict else "1e-1"})
         hybrid = hybrid.model_copy(update={"inference": engines_for(hybrid.inference, hybrid.accelerators)})
+        if hybrid.shared_memory is None:
+            hybrid = hybrid.model_copy(update={"shared_memory": derived_size(self.model, hybrid)})
         if not hybrid.inference.max_running:
             wanted = min(512, rollout.groups_in_flight * algorithm.group_size)
             engine = hybrid.inference.model_copy(update={"max_running": wanted})

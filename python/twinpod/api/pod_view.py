@@ -27,7 +27,7 @@ def seen_from_pool(job: RLJob, pool: RolloutPool) -> RLJob:
     hybrid = job.spec.hybrid.model_copy(
         update={
             "accelerators": own.accelerators,
-            "shared_memory": own.shared_memory,
+            "shared_memory": own.shared_memory or job.spec.hybrid.shared_memory,
             "life_cycle": LifeCycle.KEEP,
             "inference": own.inference,
         }

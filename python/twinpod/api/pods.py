@@ -153,8 +153,13 @@ class HybridSpec(Part):
     """Device class of the claim."""
     runtime_class: ObjectName | None = None
     """Runtime class that lets the inference container see a node's devices; for sharing WholeNode."""
-    shared_memory: Quantity = "1Gi"
-    """Size of the pod's /dev/shm: two slots of the model's weights, and room for the ranks."""
+    shared_memory: Quantity | None = Field(
+        default=None,
+        json_schema_extra={
+            "derived": "by model.config; with a model folder, which the operator cannot read, what the pod may take"
+        },
+    )
+    """Size of the pod's /dev/shm: two slots of the model's weights, and room for the ranks (`twinpod fit` tells it)."""
     life_cycle: LifeCycle = LifeCycle.RESTART
     """What becomes of the engine when a rollout phase ends."""
     hand_over: HandOver = HandOver()

@@ -31,7 +31,7 @@ class RolloutPoolSpec(Part):
     """How a pod gets its accelerators: by a DRA claim, or as `nvidia.com/gpu` of the device plug-in."""
     device_class: ObjectName = "gpu.nvidia.com"
     """Device class of the claim."""
-    shared_memory: Quantity = "1Gi"
+    shared_memory: Quantity | None = Field(default=None, json_schema_extra={"derived": "that of the job's hybrid pods"})
     """Size of the pod's /dev/shm: two slots of the model's weights."""
     kernel_cache: KernelCache = KernelCache()
     priority_class_name: ObjectName | None = None

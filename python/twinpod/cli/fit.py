@@ -50,7 +50,7 @@ def _answer(job: RLJob, arguments: argparse.Namespace) -> tuple[Setup, Fit]:
         memory = to_bytes(arguments.memory) if arguments.memory else 0
     except QuantityError as error:
         raise InputError(str(error), where="--memory") from error
-    given = to_bytes(job.spec.hybrid.shared_memory)
+    given = to_bytes(job.spec.hybrid.shared_memory or "0")
     return setup, fit(setup, device, shared_memory_given=given, host_bytes=memory)
 
 

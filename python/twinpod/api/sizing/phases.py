@@ -8,14 +8,12 @@ from __future__ import annotations
 from twinpod.api.sizing.activations import FLOAT, kept, logits
 from twinpod.api.sizing.nouns import GIB, Accelerator, Amount, Holding, Setup
 from twinpod.api.sizing.parameters import stage_tensors, total
+from twinpod.api.sizing.shared import MIB, shared_bytes
 
-MIB = 2**20
-SLOTS = 2  # of the arena (`twinpod.trainer.publish`)
 CONTEXT_BYTES = GIB  # a process on an accelerator: CUDA context, its modules, cuBLAS workspaces, NCCL's buffers
 GRAPHS_BYTES = 2 * GIB  # an engine beside weights and cache: CUDA graphs, sampling, workspaces of attention
 TRAINER_BYTES = {False: 768 * MIB, True: 3 * GIB}  # host memory of an idle rank: on a CPU (measured), with CUDA
 ENGINE_BYTES = {False: 1536 * MIB, True: 4 * GIB}  # host memory of an engine's rank and its standby
-SEGMENTS_BYTES = 64 * MIB  # of /dev/shm a rank: segments of NCCL or gloo, the manifest of the weights
 MICRO_BYTES = 36  # of a micro-batch's arrays on the device, a token (`twinpod.trainer.packing`)
 SAMPLE_BYTES = 8  # of a rank's samples in host memory, a token: the token and its log-prob
 FRAGMENTS = {
@@ -30,9 +28,9 @@ def published_bytes(setup: Setup) -> int:
 
 
 def shared_memory(setup: Setup) -> int:
-    """Bytes of /dev/shm that a pod needs: two slots of the weights, and what ranks put beside them."""
-    ranks = max(setup.ranks, setup.engine_ranks) if setup.accelerators else 1
-    return SLOTS * published_bytes(setup) + ranks * SEGMENTS_BYTES
+    """Bytes of /dev/shm that a pod needs."""
+    ranks = max(setup.ranks, setup.engine_ranks)
+    return shared_bytes(setup.shape, item=setup.item, ranks=ranks)
 
 
 def kv_token_bytes(setup: Setup) -> int:
