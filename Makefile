@@ -6,7 +6,7 @@ SAMPLE := manifests/samples/reverse-letters.yaml
 TESTS ?= tests/unit tests/structure tests/flow
 SURVIVAL := tests/flow/test_survival.py
 
-.PHONY: help setup demo smoke images demo-local test test-survival test-cluster verify protos crds pins bench bench-rollout bench-learning bench-operator soak cluster-up cluster-down cluster-kubeconfig doctor clean
+.PHONY: help setup demo smoke images demo-local test test-survival test-cluster verify protos crds pins bench bench-rollout bench-learning bench-scale bench-operator soak cluster-up cluster-down cluster-kubeconfig doctor clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench-rollout: setup ## tokens per second of the CPU engine against torch_native
 
 bench-learning: setup ## three seeds of the samples to their end, as a table and tests/bench/results/learning.json
 	@$(PY) -m tests.bench.learning
+
+bench-scale: setup ## an iteration of 1,000 prompts x 16 answers of 32k tokens through one master, as a table and tests/bench/results/scale.json
+	@$(PY) -m tests.bench.scale
 
 bench-operator: setup ## the operator with 250 to 5,000 jobs on a real API server, as a table and tests/bench/results/operator.json
 	@$(PY) -m tests.bench.operator_scale
