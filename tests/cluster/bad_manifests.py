@@ -564,6 +564,18 @@ BAD: tuple[Bad, ...] = (
         ("spec.rollout.maxSegmentAge", 2),
     ),
     bad(
+        "spec.storage.keepIterations",
+        19,
+        (
+            "spec.storage.keepIterations: 19 is below twice snapshotEvery (10): a resume may have to go back to the "
+            "snapshot before the newest"
+        ),
+        (
+            "spec.storage.keepIterations: Invalid value: 19 is below twice snapshotEvery (10): a resume may have to go "
+            "back to the snapshot before the newest"
+        ),
+    ),
+    bad(
         "spec.rollout.groupsInFlight",
         2,
         (
@@ -823,6 +835,14 @@ CHANGED: tuple[Bad, ...] = (
         {"snapshotEvery": 3},
         (
             "spec.storage.snapshotEvery: Invalid value: cannot be changed while the job runs: its pods read "
+            "it when they start; set suspend to true first"
+        ),
+    ),
+    changed(
+        "spec.storage",
+        {"keepIterations": 60},
+        (
+            "spec.storage.keepIterations: Invalid value: cannot be changed while the job runs: its pods read "
             "it when they start; set suspend to true first"
         ),
     ),

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from twinpod.coordination.keys import VersionNote
 from twinpod.errors import EngineFault, InputError, IntegrityError, WeightsGapError
 from twinpod.master.__main__ import exit_code
+from twinpod.master.archive import FOLDER
+from twinpod.master.books import FILE
+from twinpod.master.books_read import open_read_only
 from twinpod.master.inspect import inspect, to_json
 from twinpod.master.judges import Lost
 from twinpod.records import codec
@@ -79,6 +84,29 @@ async def test_a_master_killed_at_any_event_resumes_without_loss_or_repeat(tmp_p
         report = inspect(folder)
         assert (report.state, report.iterations_committed) == ("Succeeded", 3), after
         assert_sound(world, folder)
+
+
+async def test_old_trajectories_move_to_files_and_a_master_killed_meanwhile_moves_each_once(tmp_path: Path) -> None:
+    straight = World(tmp_path / "straight", iterations=7, keep_iterations=2)
+    await straight.run()
+    for after in (-1, *range(straight.plug.seen // 2, straight.plug.seen, 6)):
+        folder = tmp_path / f"cut-{after}"
+        world = World(folder, iterations=7, keep_iterations=2)
+        if after >= 0:
+            world.plug = Plug(after=after)
+            with pytest.raises(PowerCut):
+                await world.run()
+            world.plug = Plug()
+        await world.run()
+        report = inspect(folder)
+        assert_sound(world, folder)
+        moved = pq.read_table(folder / "snapshots" / FOLDER).to_pylist()
+        ids = [row["trajectory_id"] for row in moved]
+        assert len(set(ids)) == len(ids) == report.trajectories_archived > 0, after
+        with closing(open_read_only(folder / "state" / FILE)) as db:
+            (tokens,) = db.execute("SELECT coalesce(sum(count), 0) FROM segments WHERE rolled_back = 0").fetchone()
+        assert report.tokens == tokens + sum(len(row["tokens"]) for row in moved)
+        assert {row["iteration"] for row in moved if row["state"] == "trained"} <= set(range(1, 6)), after
 
 
 @pytest.mark.parametrize("moves_memory", [False, True])

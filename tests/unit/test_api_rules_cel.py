@@ -113,6 +113,8 @@ COMBINED: list[tuple[tuple[str, Any], ...]] = [
     (("spec.hybrid.inference.tensorParallel", 4), ("spec.hybrid.accelerators", 8)),
     (("spec.hybrid.inference.kvTokens", 66_000), ("spec.rollout.maxTokens", 65_536)),
     (("spec.rollout.segmentTokens", 2), ("spec.rollout.maxSegmentAge", 1)),
+    (("spec.storage", {"snapshotEvery": 6, "keepIterations": 11}),),
+    (("spec.storage", {"snapshotEvery": 6, "keepIterations": 12}),),
     (("spec.rollout.segmentTokens", 2), ("spec.rollout.maxSegmentAge", 2)),
     (("spec.model.config", GONE), ("spec.model.fromSnapshot", {"claim": "c", "folder": "export"})),
     (("spec.model.fromSnapshot", {"claim": "c", "folder": "iteration-1"}),),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from twinpod.master import books_read as read
+from twinpod.master.archiving import movable, remove
 from twinpod.master.books import Books, Identity, Scored
 from twinpod.master.prompts import PromptSource
 from twinpod.records.arrays import LogProbs, TokenIds
@@ -103,6 +104,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Books, Books]:
         pytest.param(lambda books: read.unscored(books.connection), id="what was left unscored"),
         pytest.param(lambda books: read.groups_in(books.connection, (GroupState.OPEN,)), id="open groups"),
         pytest.param(lambda books: read.newest_version(books.connection), id="the newest version"),
+        pytest.param(lambda books: movable(books.connection, 0), id="what may leave the books"),
+        pytest.param(lambda books: remove(books, [1, 2]), id="what leaves the books"),
     ],
 )
 def test_a_question_costs_the_same_however_much_was_trained(

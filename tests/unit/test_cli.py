@@ -234,6 +234,7 @@ def test_inspect_tells_what_must_be_zero() -> None:
         job="j", state="Succeeded", epoch=1, line=1, iterations_committed=1, iterations_rolled_back=0, resumes=0,
         reward_last_5=0.4, right_last_5=0.1, trajectories=(NamedCount(name="trained", count=512),), groups=(),
         prompts_trained=32, prompts_by_times_trained=(), trained_twice_in_a_pass=0, segments=512, tokens=3000,
+        trajectories_archived=0,
         pods=(NamedCount(name="j-hybrid-0", count=512),), pods_by_iteration=(),
         trajectories_spanning_versions=0, trajectories_by_versions=(), duplicate_tokens=0, chains_broken=0, versions=(),
         counters=(), seconds=SECONDS, iterations=(committed(1, 0.4),), evaluations=(), progress=None,

@@ -50,7 +50,8 @@ def report(epochs: list[int], *pods: PodSegments, **more: Any) -> RunReport:
         "iterations_committed": len(done), "iterations_rolled_back": 0, "resumes": 0,
         "reward_last_5": 0.1, "right_last_5": 0.0, "trajectories": (), "groups": (),
         "prompts_trained": 0, "prompts_by_times_trained": (), "trained_twice_in_a_pass": 0,
-        "segments": 0, "tokens": 0, "pods": (), "pods_by_iteration": pods, "trajectories_spanning_versions": 0,
+        "segments": 0, "tokens": 0, "trajectories_archived": 0,
+        "pods": (), "pods_by_iteration": pods, "trajectories_spanning_versions": 0,
         "trajectories_by_versions": (), "duplicate_tokens": 0, "chains_broken": 0, "versions": (), "counters": (),
         "seconds": SECONDS, "iterations": done, "evaluations": (), "progress": None,
     }  # fmt: skip

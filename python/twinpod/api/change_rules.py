@@ -27,6 +27,7 @@ SUSPENDED_JOB_FIELDS = (
     "hybrid",
     "master",
     "storage.snapshotEvery",
+    "storage.keepIterations",
     "priorityClassName",
 )
 FREE_JOB_FIELDS = (
@@ -48,7 +49,7 @@ EMPTY_POOL_FIELDS = (
     "podPatch",
 )
 FREE_POOL_FIELDS = ("replicas",)
-_OPTIONAL = ("managedBy", "priorityClassName", "podPatch", "sharedMemory")
+_OPTIONAL = ("managedBy", "priorityClassName", "podPatch", "sharedMemory", "storage.keepIterations")
 
 
 def _same(field: str) -> str:

@@ -288,6 +288,9 @@ class StorageSpec(Part):
 
     snapshot_every: Positive = 10
     """Iterations between durable snapshots; a resume goes back to the newest."""
+    keep_iterations: Positive = derived("the larger of 50 and twice snapshotEvery")
+    """Iterations whose trajectories stay in the master's database; older ones move to Parquet files on the snapshots
+    volume."""
     state: StateVolume = StateVolume()
     snapshots: SnapshotsVolume = SnapshotsVolume()
     when_deleted: Literal["Retain", "Delete"] = "Retain"
@@ -363,7 +366,10 @@ class JobSpec(Part):
             wanted = min(512, rollout.groups_in_flight * algorithm.group_size)
             engine = hybrid.inference.model_copy(update={"max_running": wanted})
             hybrid = hybrid.model_copy(update={"inference": engine})
-        _fill(self, algorithm=algorithm, rollout=rollout, hybrid=hybrid)
+        storage = self.storage
+        if not storage.keep_iterations:
+            storage = storage.model_copy(update={"keep_iterations": max(50, 2 * storage.snapshot_every)})
+        _fill(self, algorithm=algorithm, rollout=rollout, hybrid=hybrid, storage=storage)
         return self
 
 

@@ -154,6 +154,16 @@ _ROLLOUT = (
             " its end, as maxSegmentAge ({self.maxSegmentAge}) allows maxSegmentAge + 1 segments; raise one of them"
         ),
     ),
+    Rule(
+        path="spec.storage",
+        field="keepIterations",
+        cel="!has(self.keepIterations) || self.keepIterations >= 2 * self.snapshotEvery",
+        holds=lambda self: not has(self, "keepIterations") or self.keepIterations >= 2 * self.snapshotEvery,
+        message=(
+            "{self.keepIterations} is below twice snapshotEvery ({self.snapshotEvery}): a resume may have to go back to"
+            " the snapshot before the newest"
+        ),
+    ),
     above_zero("spec.rollout", "temperature"),
     Rule(
         path="spec.rollout",

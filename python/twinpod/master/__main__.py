@@ -30,6 +30,7 @@ from twinpod.coordination.keys import Keys
 from twinpod.errors import EXIT_RETRY, EXIT_STALE, EXIT_STOPPED, EnvironmentFault, InputError, StaleEpoch, TwinpodError
 from twinpod.master import books_data, limits
 from twinpod.master import books_read as read
+from twinpod.master.archiving import Archive
 from twinpod.master.batch_server import BatchServer
 from twinpod.master.books import FILE, Books
 from twinpod.master.conductor import Conductor, Parts
@@ -56,7 +57,7 @@ from twinpod.telemetry.tensorboard import BoardFiles
 
 log = logging.getLogger("twinpod.master")
 
-BATCH_STREAMS = 4  # ranks whose samples are read from the books at the same time; the others wait in turn
+STREAMS = 4  # ranks whose samples are read from the books at the same time; the others wait in turn
 LEAVE_SHARE = 0.75  # of the grace; what is left is for the end of everything else
 
 
@@ -109,8 +110,7 @@ async def run(job: RLJob, environment: Environment, shape: ModelShape) -> int:
         health = Health(host, names.MASTER_HEALTH_PORT, lambda: metrics(job.metadata.name, reporter, environment.state))
         health.start()
         stack.callback(health.stop)
-        readers = stack.enter_context(ThreadPoolExecutor(BATCH_STREAMS, "batches"))
-        batches = BatchServer(environment.state / FILE, readers)
+        batches = BatchServer(environment.state / FILE, stack.enter_context(ThreadPoolExecutor(STREAMS, "batches")))
         server = await serve([MasterService(dispatcher, batches)], f"{host}:{names.MASTER_PORT}", environment.tls)
         stack.push_async_callback(server.stop, 1.0)
         wired = Parts(
@@ -120,6 +120,7 @@ async def run(job: RLJob, environment: Environment, shape: ModelShape) -> int:
             workers=workers,
             dispatcher=dispatcher,
             batches=batches,
+            archive=Archive(async_books, environment.snapshots, settings.keep_iterations),
             source=PromptSource(prompts, held_out, books_data.uniform(dataset, known)),
             judge=judge,
             reporter=reporter,

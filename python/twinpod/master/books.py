@@ -24,7 +24,7 @@ from typing import IO, TypeVar
 from twinpod.errors import EnvironmentFault, StaleEpoch
 from twinpod.master import books_read as read
 from twinpod.master.books_file import FILE, Identity, connect, lock_folder, set_meta
-from twinpod.master.books_rollback import RECOUNT_PROMPT, newest_snapshot, roll_back, same_weights
+from twinpod.master.books_rollback import RECOUNT_PROMPT, newest_snapshot, refuse_archived, roll_back, same_weights
 from twinpod.records import codec
 from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import Group, GroupState, Prompt, Segment, Trajectory
@@ -128,6 +128,7 @@ class Books:
         with self._transaction() as db:
             commits = read.commits(db)
             iteration, snapshot = newest_snapshot(commits, exists)
+            refuse_archived(db, iteration, str(self.folder / FILE))
             line = int(read.meta(db, "line", "1"))
             if lost := sum(row[0] > iteration for row in commits):
                 line += 1

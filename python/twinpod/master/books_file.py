@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def _create_or_check(db: sqlite3.Connection, file: Path, identity: Identity) -> 
     if read.meta(db, "identity", "") == "":
         db.execute("BEGIN IMMEDIATE")
         set_meta(db, "job", identity.job)
+        set_meta(db, "run", secrets.token_hex(8))
         set_meta(db, "identity", json.dumps(dict(identity.fields), sort_keys=True))
         db.execute("COMMIT")
         return

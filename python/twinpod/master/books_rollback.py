@@ -44,6 +44,18 @@ def newest_snapshot(commits: Sequence[tuple[int, str]], exists: Callable[[str], 
     )
 
 
+def refuse_archived(db: sqlite3.Connection, iteration: int, where: str) -> None:
+    """InputError when a resume at `iteration` would need trajectories that have left the books."""
+    last = int(read.meta(db, "archive_through", "0"))
+    if iteration < last:
+        raise InputError(
+            f"the newest snapshot that is there is of iteration {iteration}, and what was trained up to iteration"
+            f" {last} has left for the archive",
+            where=where,
+            mend="put the newer snapshots back, or begin anew in another folder",
+        )
+
+
 def same_weights(db: sqlite3.Connection, version: int, digest: str, layout: str) -> bool:
     """For a version that is published after a resume: IntegrityError when the books know it with other weights.
 

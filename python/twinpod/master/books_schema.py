@@ -14,7 +14,7 @@ iteration 1,000 as in 1: `again` holds the prompts to be begun once more, the co
 begun at all, `trained` what a training adds to its prompt's history.
 """
 
-SCHEMA_VERSION = 3  # PRAGMA user_version
+SCHEMA_VERSION = 4  # PRAGMA user_version
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -37,6 +37,7 @@ CREATE TABLE groups (
 );
 CREATE UNIQUE INDEX one_live_group ON groups (prompt_id, pass) WHERE state IN ('open', 'finished', 'trained');
 CREATE INDEX groups_waiting ON groups (born, group_id) WHERE state IN ('open', 'finished');
+CREATE INDEX groups_dropped ON groups (born) WHERE state = 'dropped';
 CREATE TABLE again (                            -- prompts whose groups were all given up, to be begun once more
     prompt_id INTEGER NOT NULL, pass INTEGER NOT NULL,
     since INTEGER NOT NULL,                     -- the first of those groups: the oldest comes first
@@ -59,6 +60,7 @@ CREATE TABLE trajectories (
     session TEXT                                -- sandbox session or snapshot that a paused trajectory goes on with
 );
 CREATE INDEX trajectories_by_group ON trajectories (group_id);
+CREATE INDEX trajectories_by_parent ON trajectories (parent);
 CREATE TABLE segments (
     segment_id INTEGER PRIMARY KEY,
     trajectory_id INTEGER NOT NULL REFERENCES trajectories,
@@ -72,6 +74,7 @@ CREATE TABLE segments (
     CHECK (length(tokens) = 4 * count AND length(logps) = CASE kind WHEN 'given' THEN 0 ELSE 4 * count END)
 );
 CREATE UNIQUE INDEX one_segment ON segments (trajectory_id, idx) WHERE rolled_back = 0;
+CREATE INDEX segments_by_trajectory ON segments (trajectory_id);
 CREATE INDEX segments_by_iteration ON segments (iteration, trajectory_id, count) WHERE rolled_back = 0;
 CREATE INDEX segments_by_version ON segments (version, count) WHERE rolled_back = 0;
 CREATE TRIGGER segments_join BEFORE INSERT ON segments
@@ -80,6 +83,15 @@ WHEN NEW.rolled_back = 0 AND NEW.start != coalesce((
     ORDER BY idx DESC LIMIT 1
 ), 0)
 BEGIN SELECT raise(ABORT, 'segment does not begin where the trajectory ends'); END;
+CREATE TABLE archived (                         -- what was counted of groups that moved to Parquet files
+    kind TEXT NOT NULL, name TEXT NOT NULL, count INTEGER NOT NULL,
+    PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
+CREATE TABLE archived_segments (
+    iteration INTEGER NOT NULL, pod TEXT NOT NULL, version INTEGER NOT NULL,
+    segments INTEGER NOT NULL, tokens INTEGER NOT NULL,
+    PRIMARY KEY (iteration, pod, version)
+) WITHOUT ROWID;
 CREATE TABLE iterations (
     id INTEGER PRIMARY KEY,
     iteration INTEGER NOT NULL, line INTEGER NOT NULL, epoch INTEGER NOT NULL, version INTEGER NOT NULL,
@@ -95,7 +107,7 @@ CREATE TABLE iterations (
 );
 CREATE UNIQUE INDEX one_commit ON iterations (iteration) WHERE rolled_back = 0;
 CREATE TABLE trained (
-    prompt_id INTEGER NOT NULL, pass INTEGER NOT NULL, group_id INTEGER NOT NULL REFERENCES groups,
+    prompt_id INTEGER NOT NULL, pass INTEGER NOT NULL, group_id INTEGER NOT NULL,  -- may be archived
     iteration INTEGER NOT NULL, line INTEGER NOT NULL, rolled_back INTEGER NOT NULL DEFAULT 0,
     tries INTEGER NOT NULL, reward_sum REAL NOT NULL, right_count INTEGER NOT NULL  -- scored trajectories of the group
 );
@@ -111,4 +123,18 @@ CREATE TABLE evaluations (
     reward REAL, correct INTEGER NOT NULL, masked TEXT NOT NULL,
     PRIMARY KEY (iteration, prompt_id)
 ) WITHOUT ROWID;
+CREATE VIEW trajectory_states AS SELECT t.trajectory_id, t.group_id, CASE
+    WHEN g.state = 'dropped' THEN 'dropped'
+    WHEN g.state = 'trained' AND t.masked != '' THEN 'masked'
+    WHEN g.state = 'trained' THEN 'trained'
+    WHEN t.terminal = 1 THEN 'finished'
+    WHEN t.stop != '' THEN 'saved'
+    ELSE 'begun' END AS state
+FROM trajectories t JOIN groups g USING (group_id);
+CREATE VIEW chains AS SELECT trajectory_id, group_id, count(DISTINCT s.version) AS versions,
+    min(idx) != 0 OR max(idx) != count(*) - 1 OR min(start) != 0 OR max(start + count) != sum(count) AS broken
+FROM trajectories JOIN segments s USING (trajectory_id) WHERE s.rolled_back = 0 GROUP BY trajectory_id;
+CREATE VIEW all_segments AS                     -- of the surviving line, those in the archive included
+SELECT iteration, pod, version, count(*) AS segments, sum(count) AS tokens FROM segments WHERE rolled_back = 0
+GROUP BY 1, 2, 3 UNION ALL SELECT iteration, pod, version, segments, tokens FROM archived_segments;
 """

@@ -23,6 +23,7 @@ from pathlib import Path
 from twinpod.errors import WeightsGapError
 from twinpod.master import books_read as read
 from twinpod.master import replay_buffer
+from twinpod.master.archiving import Archive
 from twinpod.master.batch_server import BatchServer
 from twinpod.master.books import Books, Resume
 from twinpod.master.dispatcher import Dispatcher
@@ -57,6 +58,7 @@ class Parts:
     workers: WorkerGroup
     dispatcher: Dispatcher
     batches: BatchServer
+    archive: Archive
     source: PromptSource
     judge: Judge
     reporter: Reporter
@@ -107,6 +109,7 @@ class Conductor:
                 await self._finish()
             return not self._leaving
         finally:
+            await self._p.archive.close()
             await self._weights.close()
 
     # -- start
@@ -285,6 +288,7 @@ class Conductor:
                 Path(one.snapshot).name for one in p.reporter.done[:-1][-self._s.snapshot_every :] if one.snapshot
             )
             prune(p.snapshots, {Path(snapshot).name, *earlier})
+        p.archive.start(iteration, [one.iteration for one in p.reporter.done if one.snapshot])
 
     def _record(
         self, timer: PhaseTimer, iteration: int, batch: BatchPlan, groups: int, stats: TrainStats | None, snapshot: str
@@ -326,6 +330,7 @@ class Conductor:
             if self._s.moves_memory:
                 await self._weights.make_way(PhaseTimer(p.clock), last + 1)
             await self._evaluate(last + 1)
+        await p.archive.settle()
         await p.reporter.phase("done", state="Succeeded")
         await p.reporter.tell()
         await p.workers.dismiss(last + 1)

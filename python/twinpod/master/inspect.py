@@ -76,14 +76,15 @@ def report(db: sqlite3.Connection) -> RunReport:
         resumes=_number(db, "SELECT coalesce(sum(count), 0) FROM counters WHERE name = 'resumes'"),
         reward_last_5=_last(done, [one.reward for one in done]),
         right_last_5=_last(done, [one.right for one in done]),
-        trajectories=_counts(db, _TRAJECTORY_STATES),
-        groups=_counts(db, "SELECT state, count(*) FROM groups GROUP BY state ORDER BY state"),
+        trajectories=_counts(db, _TRAJECTORIES),
+        groups=_counts(db, _GROUPS),
         prompts_trained=_number(db, "SELECT count(DISTINCT prompt_id) FROM trained WHERE rolled_back = 0"),
         prompts_by_times_trained=_counts(db, _TIMES_TRAINED),
         trained_twice_in_a_pass=_number(db, _TRAINED_TWICE),
-        segments=_number(db, "SELECT count(*) FROM segments WHERE rolled_back = 0"),
-        tokens=_number(db, "SELECT coalesce(sum(count), 0) FROM segments WHERE rolled_back = 0"),
-        pods=_counts(db, "SELECT pod, count(*) FROM segments WHERE rolled_back = 0 GROUP BY pod ORDER BY pod"),
+        segments=_number(db, "SELECT coalesce(sum(segments), 0) FROM all_segments"),
+        tokens=_number(db, "SELECT coalesce(sum(tokens), 0) FROM all_segments"),
+        trajectories_archived=_number(db, _ARCHIVED),
+        pods=_counts(db, "SELECT pod, sum(segments) FROM all_segments GROUP BY pod ORDER BY pod"),
         pods_by_iteration=_by_iteration(db),
         trajectories_spanning_versions=_number(db, _SPANNING),
         trajectories_by_versions=_counts(db, _BY_VERSIONS),
@@ -98,16 +99,19 @@ def report(db: sqlite3.Connection) -> RunReport:
     )
 
 
-_TRAJECTORY_STATES = """
-SELECT CASE
-    WHEN g.state = 'dropped' THEN 'dropped'
-    WHEN g.state = 'trained' AND t.masked != '' THEN 'masked'
-    WHEN g.state = 'trained' THEN 'trained'
-    WHEN t.terminal = 1 THEN 'finished'
-    WHEN t.stop != '' THEN 'saved'
-    ELSE 'begun' END AS state, count(*)
-FROM trajectories t JOIN groups g USING (group_id) GROUP BY 1 ORDER BY 1
+_TRAJECTORIES = """
+SELECT state, sum(n) FROM (
+    SELECT state, count(*) AS n FROM trajectory_states GROUP BY 1
+    UNION ALL SELECT name, count FROM archived WHERE kind = 'trajectory'
+) GROUP BY 1 ORDER BY 1
 """
+_GROUPS = """
+SELECT state, sum(n) FROM (
+    SELECT state, count(*) AS n FROM groups GROUP BY 1
+    UNION ALL SELECT name, count FROM archived WHERE kind = 'group'
+) GROUP BY 1 ORDER BY 1
+"""
+_ARCHIVED = "SELECT coalesce(sum(count), 0) FROM archived WHERE kind = 'trajectory'"
 _TIMES_TRAINED = """
 SELECT times, count(*) FROM (SELECT count(*) AS times FROM trained WHERE rolled_back = 0 GROUP BY prompt_id)
 GROUP BY times ORDER BY times
@@ -115,9 +119,16 @@ GROUP BY times ORDER BY times
 _TRAINED_TWICE = """
 SELECT count(*) FROM (SELECT 1 FROM trained WHERE rolled_back = 0 GROUP BY prompt_id, pass HAVING count(*) > 1)
 """
-_SPANS = "SELECT count(DISTINCT version) AS versions FROM segments WHERE rolled_back = 0 GROUP BY trajectory_id"
-_SPANNING = f"SELECT count(*) FROM ({_SPANS}) WHERE versions >= 2"  # noqa: S608  # words of ours
-_BY_VERSIONS = f"SELECT versions, count(*) FROM ({_SPANS}) GROUP BY versions ORDER BY versions"  # noqa: S608
+_SPANNING = """
+SELECT (SELECT count(*) FROM chains WHERE versions >= 2)
+    + (SELECT coalesce(sum(count), 0) FROM archived WHERE kind = 'versions' AND name != '1')
+"""
+_BY_VERSIONS = """
+SELECT versions, sum(n) FROM (
+    SELECT versions, count(*) AS n FROM chains GROUP BY 1
+    UNION ALL SELECT CAST(name AS INTEGER), count FROM archived WHERE kind = 'versions'
+) GROUP BY 1 ORDER BY 1
+"""
 # Counted anew from the segments' own places, not taken from the constraints that should make it 0.
 _DUPLICATE_TOKENS = """
 SELECT coalesce(sum(max(0, min(a.start + a.count, b.start + b.count) - max(a.start, b.start))), 0)
@@ -125,18 +136,15 @@ FROM segments a JOIN segments b ON a.trajectory_id = b.trajectory_id AND a.segme
 WHERE a.rolled_back = 0 AND b.rolled_back = 0
 """
 _CHAINS_BROKEN = """
-SELECT count(*) FROM (
-    SELECT 1 FROM segments WHERE rolled_back = 0 GROUP BY trajectory_id
-    HAVING min(idx) != 0 OR max(idx) != count(*) - 1 OR min(start) != 0 OR max(start + count) != sum(count)
-)
+SELECT (SELECT count(*) FROM chains WHERE broken)
+    + (SELECT coalesce(sum(count), 0) FROM archived WHERE kind = 'broken')
 """
 
 
 def _versions(db: sqlite3.Connection) -> tuple[VersionRecord, ...]:
     rows = db.execute(
-        "SELECT v.version, v.iteration, v.epoch, v.digest, v.rolled_back, count(s.segment_id),"
-        " coalesce(sum(s.count), 0)"
-        " FROM versions v LEFT JOIN segments s ON s.version = v.version AND s.rolled_back = 0"
+        "SELECT v.version, v.iteration, v.epoch, v.digest, v.rolled_back, coalesce(sum(s.segments), 0),"
+        " coalesce(sum(s.tokens), 0) FROM versions v LEFT JOIN all_segments s USING (version)"
         " GROUP BY v.version ORDER BY v.version"
     )
     return tuple(
@@ -155,8 +163,7 @@ def _versions(db: sqlite3.Connection) -> tuple[VersionRecord, ...]:
 
 def _by_iteration(db: sqlite3.Connection) -> tuple[PodSegments, ...]:
     rows = db.execute(
-        "SELECT iteration, pod, version, count(*), sum(count) FROM segments WHERE rolled_back = 0"
-        " GROUP BY iteration, pod, version ORDER BY iteration, pod, version"
+        "SELECT iteration, pod, version, sum(segments), sum(tokens) FROM all_segments GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
     )
     return tuple(
         PodSegments(iteration=iteration, pod=pod, version=version, segments=segments, tokens=tokens)

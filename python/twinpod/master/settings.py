@@ -28,6 +28,7 @@ class MasterSettings:
     tau: float
     weights_gap_limit: float
     snapshot_every: int  # iterations
+    keep_iterations: int  # whose trajectories stay in the books
     hybrid_replicas: int
     life_cycle: LifeCycle
     moves_memory: bool  # trainer state leaves the accelerator for the rollout phase (OFFLOAD, ONLOAD)
@@ -58,6 +59,7 @@ def settings_of(job: RLJob, stop_token_ids: tuple[int, ...]) -> MasterSettings:
         tau=float(algorithm.tau),
         weights_gap_limit=float(algorithm.weights_gap_limit),
         snapshot_every=spec.storage.snapshot_every,
+        keep_iterations=spec.storage.keep_iterations,
         hybrid_replicas=hybrid.replicas,
         life_cycle=LifeCycle(hybrid.life_cycle),
         moves_memory=hybrid.accelerators > 0 or hybrid.trainer.offload,

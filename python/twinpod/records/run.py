@@ -132,6 +132,7 @@ class RunReport:
     trained_twice_in_a_pass: int  # must be 0
     segments: int
     tokens: int
+    trajectories_archived: int  # of all those above: moved to Parquet files on the snapshots volume
     pods: tuple[NamedCount, ...]  # segments on the surviving line by the pod that generated them
     pods_by_iteration: tuple[PodSegments, ...]
     trajectories_spanning_versions: int  # trajectories with segments of at least two versions

@@ -21,6 +21,7 @@ from typing import Any
 from twinpod.coordination.keys import Keys
 from twinpod.coordination.memory import MemoryStore
 from twinpod.errors import TwinpodError, Unreachable
+from twinpod.master.archiving import Archive
 from twinpod.master.batch_server import BatchServer
 from twinpod.master.books import FILE, Books, Identity
 from twinpod.master.conductor import Conductor, Parts
@@ -171,6 +172,7 @@ class World:
                 workers=workers,
                 dispatcher=dispatcher,
                 batches=batches,
+                archive=Archive(async_books, self.folder / "snapshots", self.settings.keep_iterations),
                 source=PromptSource(self.prompts, self.held_out, Uniform(size=len(self.prompts), seed=7)),
                 judge=Judge(
                     self.scorer or InProcess(self.reward, judge_thread),

@@ -40,6 +40,7 @@ def settings(**changes: object) -> MasterSettings:
         "tau": 0.1,
         "weights_gap_limit": 1e-3,
         "snapshot_every": 1,
+        "keep_iterations": 50,
         "hybrid_replicas": 1,
         "life_cycle": LifeCycle.RESTART,
         "moves_memory": False,
