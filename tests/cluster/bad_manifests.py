@@ -309,6 +309,24 @@ BAD: tuple[Bad, ...] = (
         "spec.hybrid.runtimeClass: Invalid value: is only for sharing WholeNode; leave it out with sharing Claim",
     ),
     bad(
+        "spec.hybrid.trainer.sequenceParallel",
+        True,
+        (
+            "spec.hybrid.trainer.sequenceParallel: divides activations over the ranks of tensorParallel, which is 1; "
+            "raise it, or leave this out"
+        ),
+        (
+            "spec.hybrid.trainer.sequenceParallel: Invalid value: divides activations over the ranks of "
+            "tensorParallel, which is 1; raise it, or leave this out"
+        ),
+    ),
+    bad(
+        "spec.hybrid.trainer.recompute",
+        "full",
+        'spec.hybrid.trainer.recompute: is "full"; must be one of None, Selective, Full; did you mean Full?',
+        'spec.hybrid.trainer.recompute: Unsupported value: "full": supported values: "None", "Selective", "Full"',
+    ),
+    bad(
         "spec.hybrid.trainer",
         {"tensorParallel": 3},
         "spec.hybrid.trainer.tensorParallel: 3 does not divide model.config.heads (4)",

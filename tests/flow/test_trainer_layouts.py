@@ -12,6 +12,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "opt": OPT,
     "opt-untied": {**OPT, "tie_word_embeddings": False},
 }
+VARIED = ("qwen2", "qwen3", "opt")  # tied, untied with head norms, biases and learned positions
 # ranks -> layouts (tensor, pipeline); what is left is data parallel
 LAUNCHES: dict[int, list[tuple[int, int]]] = {1: [(1, 1)], 2: [(2, 1), (1, 2), (1, 1)], 4: [(2, 2), (2, 1)]}
+VARIANTS = ("chunks", "Selective", "Full", "by sequence", "Full, by sequence")
 LAYOUTS = [(ranks, *layout) for ranks, layouts in LAUNCHES.items() for layout in layouts]
 TOKENS = [[2, 5, 7, 1, 9, 3, 12], [11, 0, 4, 4, 8, 6, 10]]
 SETTINGS = TrainSettings(
@@ -177,10 +180,7 @@ def check_family(family: str, out: Path, base: Path, place: Any, machine: Any, c
     export_folder(rank, control, out / "hf-first", config=MODELS[family], tokenizer=None)
     stats = [train_iteration(rank, make_batch(place), probe(mask)) for mask in ("current", "all")]
     gradients = export_gradients(rank)
-    rank.chunk_bytes = 100  # logits of some positions at a time, where all fitted before
-    in_chunks = train_iteration(rank, make_batch(place), probe("all"))
-    gradients |= {f"chunks:{name}": gradient for name, gradient in export_gradients(rank).items()}
-    rank.chunk_bytes = None
+    variants = {name: check_variant(name, family, place, machine, gradients) for name in VARIANTS if family in VARIED}
     stats.append(train_iteration(rank, make_batch(place), SETTINGS))
     export_folder(rank, control, out / "hf", config=MODELS[family], tokenizer=None)
     logits = compute_logits(rank)
@@ -214,12 +214,62 @@ def check_family(family: str, out: Path, base: Path, place: Any, machine: Any, c
     found = {
         "place": [place.tp_rank, place.pp_rank, place.dp_rank],
         "stats": [dumps(s) for s in stats],
-        "in_chunks": dumps(in_chunks),
+        "variants": variants,
         "note": dumps(note),
     }
     found["shard"] = dumps(shard) if shard else ""
     (out / f"rank-{control.rank}.json").write_text(json.dumps(found))
     np.savez(out / f"rank-{control.rank}.npz", **gradients, **({} if logits is None else {"logits": logits}))
+
+
+def check_variant(name: str, family: str, place: Any, machine: Any, gradients: dict[str, Any]) -> dict[str, Any]:
+    """The first weights' probe with other settings of memory; its gradients join `gradients` as `name:...`."""
+    import torch
+
+    from twinpod.records.model_shape import shape_from_huggingface
+    from twinpod.trainer.megatron import Activations, build_rank
+    from twinpod.trainer.step import train_iteration
+    from twinpod.trainer.weights import load_random
+
+    recompute = next((word for word in ("Selective", "Full") if word in name), "None")
+    by_sequence = "by sequence" in name and place.tp_size > 1
+    activations = Activations(recompute=recompute, sequence_parallel=by_sequence)
+    rank = build_rank(shape_from_huggingface(MODELS[family]), place, machine, activations)
+    rank.chunk_bytes = 100 if name == "chunks" else None  # the logits of a few positions, where all fitted before
+    load_random(rank.parameters, rank.shape, place, seed=3)
+    kept = Kept(parameter.untyped_storage().data_ptr() for parameter in rank.parameters.values())
+    with torch.autograd.graph.saved_tensors_hooks(kept.hold, lambda held: held.tensor):
+        stats = train_iteration(rank, make_batch(place), probe("all"))
+    gradients |= {f"{name}:{key}": gradient for key, gradient in export_gradients(rank).items()}
+    return {"stats": dumps(stats), "kept_bytes": kept.peak}
+
+
+class Kept:
+    """Counts the bytes that forward passes keep for backward passes; what those make again is not counted."""
+
+    def __init__(self, weights: Iterable[int]) -> None:
+        self._weights = set(weights)
+        self.now = self.peak = 0
+
+    def hold(self, tensor: Any) -> Held:
+        """Called by torch for each tensor that is kept."""
+        import torch
+
+        within_backward = torch._C._current_graph_task_id() != -1
+        weight = tensor.untyped_storage().data_ptr() in self._weights
+        return Held(self, tensor, 0 if within_backward or weight else tensor.nbytes)
+
+
+class Held:
+    """One tensor; it lives as long as the graph needs it."""
+
+    def __init__(self, kept: Kept, tensor: Any, size: int) -> None:
+        self.kept, self.tensor, self.size = kept, tensor, size
+        kept.now += size
+        kept.peak = max(kept.peak, kept.now)
+
+    def __del__(self) -> None:
+        self.kept.now -= self.size
 
 
 def probe(mask: str) -> TrainSettings:
@@ -317,14 +367,15 @@ def results(base: Path, family: str, ranks: int, tensor: int, pipeline: int) -> 
     return found
 
 
-def joined_gradients(ranks: list[dict[str, Any]], *, in_chunks: bool = False) -> dict[str, Any]:
+def joined_gradients(ranks: list[dict[str, Any]], variant: str = "") -> dict[str, Any]:
     """Full gradients by Hugging Face name, from the parts of the ranks with data-parallel rank 0."""
     parts: dict[str, list[tuple[str, int, Any]]] = {}
     for rank in ranks:
         if rank["place"][2] == 0:
             for key, array in rank["arrays"].items():
-                if key != "logits" and key.startswith("chunks:") == in_chunks:
-                    name, axis, start = key.removeprefix("chunks:").split("@")
+                variant_of, _, rest = key.rpartition(":")
+                if key != "logits" and variant_of == variant:
+                    name, axis, start = rest.split("@")
                     parts.setdefault(name, []).append((axis, int(start), array))
     return {
         name: found[0][2]
@@ -347,6 +398,7 @@ def no_effect(family: str, name: str) -> bool:
 
 
 families = pytest.mark.parametrize("family", list(MODELS))
+varied = pytest.mark.parametrize("family", VARIED)
 layouts = pytest.mark.parametrize(("ranks", "tensor", "pipeline"), LAYOUTS)
 
 
@@ -372,19 +424,32 @@ def test_losses_and_gradients_do_not_depend_on_the_layout(
         assert np.abs(expected[name]).max() > (0 if no_effect(family, name) else 1e-4), name
 
 
-@families
+@varied
 @layouts
-def test_log_probs_in_chunks_change_neither_loss_nor_gradient(
-    base: Path, family: str, ranks: int, tensor: int, pipeline: int
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_saves_memory_changes_neither_loss_nor_gradient(
+    base: Path, family: str, ranks: int, tensor: int, pipeline: int, variant: str
 ) -> None:
     found = results(base, family, ranks, tensor, pipeline)
-    whole, chunks = json.loads(found[0]["stats"][1]), json.loads(found[0]["in_chunks"])
+    kept, saved = json.loads(found[0]["stats"][1]), json.loads(found[0]["variants"][variant]["stats"])
     for key in ("loss", "grad_norm", "weights_gap"):
-        assert chunks[key] == pytest.approx(whole[key], abs=1e-5, rel=1e-5), key
-    expected, gradients = joined_gradients(found), joined_gradients(found, in_chunks=True)
+        assert saved[key] == pytest.approx(kept[key], abs=1e-5, rel=1e-5), key
+    expected, gradients = joined_gradients(found), joined_gradients(found, variant)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         assert np.abs(gradient - expected[name]).max() < 1e-5, name
+
+
+@varied
+@layouts
+def test_what_saves_memory_saves_it(base: Path, family: str, ranks: int, tensor: int, pipeline: int) -> None:
+    """Bytes of activations at the end of a forward pass, on every rank."""
+    for rank in results(base, family, ranks, tensor, pipeline):
+        kept = {name: found["kept_bytes"] for name, found in rank["variants"].items()}
+        assert kept["Full"] < kept["Selective"] < kept["chunks"]
+        if tensor > 1:
+            assert kept["Full, by sequence"] < kept["Full"]
+            assert kept["by sequence"] < kept["chunks"]
 
 
 @families

@@ -54,6 +54,7 @@ CHANGES: list[tuple[str, Any]] = [
     ("spec.algorithm.tau", "0"),
     ("spec.algorithm.learningRateSchedule.minimum", "6e-4"),
     ("spec.algorithm.learningRateSchedule.warmupIterations", 100),
+    ("spec.hybrid.trainer.sequenceParallel", True),
     ("spec.rollout.segmentTokens", 7),
     ("spec.rollout.groupsInFlight", 31),
     ("spec.rollout.maxTokens", 64),

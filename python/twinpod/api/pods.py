@@ -23,6 +23,7 @@ from twinpod.api.patch import PodPatch
 from twinpod.records.life import LifeCycle
 
 CPU_KV_TOKENS = 65_536  # of an engine without accelerators whose kvTokens were left out
+Recompute = Literal["None", "Selective", "Full"]
 
 
 class ResourceList(Part):
@@ -70,6 +71,12 @@ class TrainerSpec(Part):
     """Ranks that the layers are divided over (Megatron's pipeline parallelism)."""
     data_parallel: Ranks = 1
     """Data-parallel ranks within a pod; replicas multiply it."""
+    sequence_parallel: Flag = False
+    """Divide the activations between attention and MLP by position over the tensorParallel ranks: less memory, the same
+    communication."""
+    recompute: Recompute = "None"
+    """Activations that are made again in the backward pass instead of kept: None, those of the MLPs and the attention's
+    scores (Selective), or all but each layer's input (Full: least memory, about a third more work)."""
     offload: Flag = False
     """Move the trainer's state out of the accelerators' memory (without accelerators: to the arena) during rollouts."""
     layer_spec: Literal["TransformerEngine", "Local"] | None = Field(

@@ -236,6 +236,13 @@ _PARALLEL = (
         ),
     ),
     _divides("trainer", "pipelineParallel", "layers"),
+    Rule(
+        path="spec.hybrid.trainer",
+        field="sequenceParallel",
+        cel="!self.sequenceParallel || self.tensorParallel > 1",
+        holds=lambda self: not self.sequenceParallel or self.tensorParallel > 1,
+        message="divides activations over the ranks of tensorParallel, which is 1; raise it, or leave this out",
+    ),
     _divides("inference", "tensorParallel", "heads"),
     _divides("inference", "tensorParallel", "ffnSize"),
     Rule(

@@ -39,7 +39,7 @@ RANKS_TIMEOUT_S = 600.0
 # What Megatron warns of without its GPU companions, or about itself: the normal state of a CPU platform.
 NOISE = (
     ".*(Apex|Transformer Engine|custom_layers.transformer_engine|dynamic_context|full scope is deprecated"
-    "|async grad allreduce)"
+    "|async grad allreduce|core_attn is from transformer_engine|reduce_scatter_tensor|all_gather_into_tensor)"
 )
 
 
@@ -138,7 +138,7 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
 def built_rank(job: RLJob, config: dict[str, Any], torchrun: Torchrun) -> RankModel:
     """Check the sizes, join the other ranks, build this rank's part of the model."""
     from twinpod.records.model_shape import shape_from_huggingface
-    from twinpod.trainer.megatron import build_rank, lay_out, start_ranks
+    from twinpod.trainer.megatron import Activations, build_rank, lay_out, start_ranks
     from twinpod.trainer.place import Sizes, check_sizes
 
     spec = job.spec.hybrid.trainer
@@ -153,7 +153,8 @@ def built_rank(job: RLJob, config: dict[str, Any], torchrun: Torchrun) -> RankMo
     )
     check_accelerators(job.spec.hybrid, on_cpu=machine.is_cpu)
     place = lay_out(sizes, machine, seed=job.spec.seed)
-    return build_rank(shape, place, machine)
+    activations = Activations(recompute=spec.recompute, sequence_parallel=spec.sequence_parallel)
+    return build_rank(shape, place, machine, activations)
 
 
 def memory_of(rank: RankModel, hybrid: HybridSpec) -> Memory:

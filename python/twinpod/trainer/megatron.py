@@ -12,17 +12,14 @@ import contextlib
 import datetime
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -32,6 +29,7 @@ from twinpod.needs import Module, check_needs
 from twinpod.records.model_shape import ModelShape
 from twinpod.trainer import platform_cpu
 from twinpod.trainer.convert.plan import naming_of, plan_parts
+from twinpod.trainer.local_layers import local_block
 from twinpod.trainer.logps import OutputLayer
 from twinpod.trainer.optimizer import Optimizer
 from twinpod.trainer.place import Place, Sizes
@@ -116,7 +114,35 @@ def current_place() -> Place:
     )
 
 
-def transformer_config(shape: ModelShape, place: Place, machine: Machine) -> TransformerConfig:
+def recompute_config(recompute: str, shape: ModelShape, machine: Machine) -> dict[str, Any]:
+    """Megatron's fields for None, Selective or Full.
+
+    Selective is the MLP, most of what a layer keeps. The attention's scores are there only where no fused attention
+    is. Megatron cannot recompute an MLP with biases: its checkpoint takes the bias that the MLP returns for its own
+    output (tensor_parallel/random.py), and the backward pass runs in a circle.
+    """
+    if recompute == "Full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if recompute == "Selective":
+        modules = [
+            *(["core_attn"] if shape.plain or not machine.transformer_engine else []),
+            *([] if shape.plain else ["mlp"]),
+        ]
+        return {"recompute_granularity": "selective", "recompute_modules": modules}
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activations:
+    """What a rank keeps of the forward pass for the backward pass; it changes memory and time, and no number."""
+
+    recompute: str = "None"  # or Selective, or Full: made again in the backward pass
+    sequence_parallel: bool = False  # between the attention and the MLP a tensor-parallel rank has its part of L
+
+
+def transformer_config(
+    shape: ModelShape, place: Place, machine: Machine, activations: Activations
+) -> TransformerConfig:
     """Megatron's configuration of these families. Weights are not initialised here: `weights.py` fills every one."""
     kind, attention_factor = config_of(shape.rope)
     return kind(
@@ -138,6 +164,7 @@ def transformer_config(shape: ModelShape, place: Place, machine: Machine) -> Tra
         attention_softmax_in_fp32=True,
         tensor_model_parallel_size=place.tp_size,
         pipeline_model_parallel_size=place.pp_size,
+        sequence_parallel=activations.sequence_parallel,
         pipeline_dtype=machine.dtype,
         params_dtype=machine.dtype,
         bf16=machine.dtype is torch.bfloat16,
@@ -145,6 +172,7 @@ def transformer_config(shape: ModelShape, place: Place, machine: Machine) -> Tra
         moe_token_dispatcher_type="alltoall",  # noqa: S106 # asked for by variable_seq_lengths, without experts too
         perform_initialization=False,
         **attention_factor,
+        **recompute_config(activations.recompute, shape, machine),
         **(platform_cpu.CONFIG if machine.is_cpu else {}),
     )
 
@@ -161,13 +189,14 @@ class HiddenGPTModel(GPTModel):  # type: ignore[misc]  # megatron is not followe
         return hidden_states
 
 
-def build_model(shape: ModelShape, place: Place, machine: Machine) -> GPTModel:
+def build_model(shape: ModelShape, place: Place, machine: Machine, activations: Activations) -> GPTModel:
     """This rank's part of the model, with undefined weights."""
-    config = transformer_config(shape, place, machine)
+    config = transformer_config(shape, place, machine, activations)
     if machine.transformer_engine:
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.qk_norm)
     else:
-        spec = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization=_normalization(shape))
+        layers = shape.layers // place.pp_size
+        spec = local_block(layers, qk_norm=shape.qk_norm, normalization=_normalization(shape))
     model = HiddenGPTModel(
         config=config,
         transformer_layer_spec=spec,
@@ -194,7 +223,13 @@ class RankModel:
     machine: Machine
     model: torch.nn.Module
     optimizer: Optimizer
+    activations: Activations = field(default_factory=Activations)
     chunk_bytes: int | None = None  # of logits at a time; None: what suits the device
+
+    @property
+    def length_multiple(self) -> int:
+        """Positions of a micro-batch must be a multiple of it: sequence parallel ranks hold equal parts."""
+        return self.place.tp_size if self.activations.sequence_parallel else 1
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -206,10 +241,11 @@ class RankModel:
         return float(microbatches if self.machine.is_cpu else microbatches * self.place.dp_size)
 
 
-def build_rank(shape: ModelShape, place: Place, machine: Machine) -> RankModel:
+def build_rank(shape: ModelShape, place: Place, machine: Machine, activations: Activations | None = None) -> RankModel:
     """This rank's model, ready for `weights.py` to fill."""
+    activations = activations or Activations()
     with on_machine(machine):
-        model: torch.nn.Module = build_model(shape, place, machine)
+        model: torch.nn.Module = build_model(shape, place, machine, activations)
     mark_partitions(dict(model.named_parameters()), shape, place)
     optimizer: Optimizer
     if machine.is_cpu:
@@ -220,7 +256,9 @@ def build_rank(shape: ModelShape, place: Place, machine: Machine) -> RankModel:
         half = machine.dtype is torch.bfloat16
         model = platform_gpu.wrap(model, half=half)
         optimizer = platform_gpu.GpuOptimizer(model, half=half)
-    return RankModel(shape=shape, place=place, machine=machine, model=model, optimizer=optimizer)
+    return RankModel(
+        shape=shape, place=place, machine=machine, model=model, optimizer=optimizer, activations=activations
+    )
 
 
 def hidden_of(rank: RankModel, model: torch.nn.Module, tokens_BL: Tensor, positions_BL: Tensor) -> Any:

@@ -5,8 +5,8 @@ GPU:
 
 1. `torch.cuda.current_device()`, `synchronize()`, `empty_cache()` in its communication code -> a CPU device, nothing,
    nothing.
-2. The CUDA random number tracker around dropout and initialisation -> a tracker that does nothing (dropout is 0 here,
-   and weights come from `weights.py`).
+2. The CUDA random number tracker around dropout, initialisation and recomputation -> a tracker that does nothing
+   (dropout is 0 here, and weights come from `weights.py`).
 3. `device="cuda"` and `.cuda()` in the pipeline schedules, masks and tied embeddings -> `CpuDevices`, a
    `TorchFunctionMode`.
 4. Fused kernels, batched p2p with a device synchronisation, CUDA initialisation -> `CONFIG`.
@@ -101,6 +101,9 @@ def install() -> None:
     torch.cuda.empty_cache = lambda: None
     megatron_random._CUDA_RNG_STATE_TRACKER = NullRngTracker()
     megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+    megatron_random._get_cuda_rng_state = lambda *_args, **_kwargs: torch.empty(0)
+    megatron_random._set_cuda_rng_state = lambda *_args, **_kwargs: None
+    megatron_random._fork_rng = CpuDevices  # around what is recomputed: torch takes the caller's mode away in backward
 
 
 class CpuOptimizer:
@@ -212,11 +215,16 @@ def split_decay(named: Sequence[tuple[str, Tensor]]) -> tuple[list[Tensor], list
 def sum_gradients(model: torch.nn.Module, named: Mapping[str, Tensor]) -> None:
     """The sums of `finalize_model_grads`.
 
-    Over data-parallel ranks; of head norms over tensor-parallel ranks; of a tied embedding over the pipeline's ends.
+    Over data-parallel ranks; of head norms, and of what sees a part of the sequence, over tensor-parallel ranks; of a
+    tied embedding over the pipeline's ends.
     """
     _all_reduce([gradient_of(p) for p in named.values()], parallel_state.get_data_parallel_group())
-    head_norms = [gradient_of(p) for name, p in named.items() if "q_layernorm" in name or "k_layernorm" in name]
-    _all_reduce(head_norms, parallel_state.get_tensor_model_parallel_group())
+    parts = [
+        gradient_of(parameter)
+        for name, parameter in named.items()
+        if "q_layernorm" in name or "k_layernorm" in name or getattr(parameter, "sequence_parallel", False)
+    ]
+    _all_reduce(parts, parallel_state.get_tensor_model_parallel_group())
     if getattr(model, "share_embeddings_and_output_weights", False) and parallel_state.is_rank_in_embedding_group():
         _all_reduce([gradient_of(model.shared_embedding_or_output_weight())], parallel_state.get_embedding_group())
 

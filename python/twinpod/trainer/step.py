@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -169,7 +170,7 @@ def _run(iteration: Iteration, micros: Micros, consume: Consume, *, forward_only
     def forward(
         waiting: Iterator[MicroBatch], model: torch.nn.Module
     ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Any]]]:
-        device = _to_device(next(waiting), rank.machine.device)
+        device = _to_device(next(waiting), rank)
         output = hidden_of(rank, model, device.tokens_BL, device.positions_BL)
         return output, partial(finish, device)
 
@@ -188,9 +189,13 @@ def _mean_loss(losses: list[float], rank: RankModel) -> float:
     return Tally(loss=sum(losses)).over_ranks(rank).loss / len(losses)
 
 
-def _to_device(micro: MicroBatch, device: torch.device) -> Device:
+def _to_device(micro: MicroBatch, rank: RankModel) -> Device:
+    """Padded on the right with blank positions, to the length that sequence parallel ranks can divide."""
+    more = -micro.tokens_BL.shape[1] % rank.length_multiple
+
     def put(array: Any) -> Tensor:
-        return torch.from_numpy(array).to(device)
+        padded = np.pad(array, ((0, 0), (0, more))) if array.ndim == 2 and more else array
+        return torch.from_numpy(padded).to(rank.machine.device)
 
     return Device(
         micro=micro,
