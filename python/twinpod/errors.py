@@ -10,6 +10,7 @@
     │   └── WrongVersion             weights of another version than asked for
     ├── Conflict                     a compare-and-swap found another revision: somebody else wrote; read, then decide
     ├── IntegrityError               bytes that do not have their digest; the source is not used again
+    ├── NumericsError                a loss, gradient, log-prob or weight is no finite number: nothing of it is kept
     ├── WeightsGapError              trainer and engine disagree about log-probs (design 8.11)
     └── EngineFault                  retryable: an engine died, hung or refused
 
@@ -86,6 +87,10 @@ class Conflict(TwinpodError):
 
 class IntegrityError(TwinpodError):
     """Bytes whose digest is not the one that was published with them."""
+
+
+class NumericsError(TwinpodError):
+    """A loss, gradient norm, log-prob or weight that is not finite. The run goes on from its last good state."""
 
 
 class WeightsGapError(TwinpodError):

@@ -148,6 +148,12 @@ BAD: tuple[Bad, ...] = (
         'spec.suspend: Invalid value: "string": spec.suspend in body must be of type boolean: "string"',
     ),
     bad(
+        "spec.algorithm.miniBatches",
+        5,
+        "spec.algorithm.miniBatches: 5 is above groupsPerIteration (4); each has a group at least",
+        "spec.algorithm.miniBatches: Invalid value: 5 is above groupsPerIteration (4); each has a group at least",
+    ),
+    bad(
         "spec.algorithm.learningRateSchedule",
         {"decay": "cosine", "minimum": "1e-3"},
         'spec.algorithm.learningRateSchedule.minimum: "1e-3" is above learningRate ("5e-4"): a decay falls',

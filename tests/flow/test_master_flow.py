@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from twinpod.coordination.keys import VersionNote
-from twinpod.errors import EngineFault, InputError, IntegrityError, WeightsGapError
+from twinpod.errors import EngineFault, InputError, IntegrityError, NumericsError, WeightsGapError
 from twinpod.master.__main__ import exit_code
 from twinpod.master.archive import FOLDER
 from twinpod.master.books import FILE
@@ -157,6 +157,20 @@ async def test_a_weights_gap_above_the_limit_fails_the_iteration_and_names_both_
     with pytest.raises(WeightsGapError, match=r"trainer holds version 1, the engines served j-hybrid-0: 1"):
         await world.run()
     assert inspect(tmp_path).iterations_committed == 0
+
+
+async def test_numbers_that_are_not_finite_commit_nothing_and_other_groups_are_trained_next(tmp_path: Path) -> None:
+    world = World(tmp_path, sampling=replace(settings().sampling, segment_tokens=6))
+    world.fail[Verb.TRAIN] = NumericsError("loss of trajectories 5 are not finite", where="iteration 1, step 2")
+    with pytest.raises(NumericsError, match=r"iteration 1, step 2: loss of trajectories 5 are not finite"):
+        await world.run()
+    report = inspect(tmp_path)
+    assert (report.iterations_committed, [one.version for one in report.versions]) == (0, [1])
+    assert ("groups_dropped_not_finite", 4) in {(one.name, one.count) for one in report.counters}
+    assert [order.verb for order in world.orders].count(Verb.PUBLISH) == 1, "of the first weights alone"
+    assert await world.run()
+    assert inspect(tmp_path).iterations_committed == 3
+    assert_sound(world, tmp_path)
 
 
 async def test_etcd_away_during_an_iteration_delays_the_commit_and_fails_nothing(tmp_path: Path) -> None:

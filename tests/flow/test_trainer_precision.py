@@ -6,17 +6,21 @@ One launch of torchrun per number of ranks, as in `test_trainer_layouts.py`; thi
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from twinpod.records.training import RankBatch, TrainSettings
+from twinpod.errors import NumericsError
+from twinpod.records.codec import plain
+from twinpod.records.training import RankBatch, Sample, TrainSettings
 from twinpod.testing.batches import rank_batches, sample
 from twinpod.trainer.place import Place, Sizes
 
@@ -54,8 +58,11 @@ LAYOUTS = {1: ((1, 1),), 2: ((1, 1), (2, 1), (1, 2))}  # ranks -> (tensor, pipel
 ITERATIONS = 100
 
 
-def make_batch(iteration: int, place: Place) -> RankBatch:
-    """One rank's part of 16 samples in 4 groups; advantages do not change, so that steps go one way."""
+def make_batch(iteration: int, place: Place, change: Callable[[Sample], Sample | None] = lambda one: one) -> RankBatch:
+    """One rank's part of 16 samples in 4 groups; advantages do not change, so that steps go one way.
+
+    `change`: makes another of a sample, or leaves it out.
+    """
     rng = random.Random(5)
     samples = []
     for i in range(16):
@@ -72,8 +79,9 @@ def make_batch(iteration: int, place: Place) -> RankBatch:
                 reward=0.5,
             )
         )
+    changed = [other for other in map(change, samples) if other is not None]
     batches = rank_batches(
-        samples, iteration=iteration, version=iteration + 1, group_size=4, ranks=place.dp_size,
+        changed, iteration=iteration, version=iteration + 1, group_size=4, ranks=place.dp_size,
         budget=SETTINGS.micro_batch_tokens,
     )  # fmt: skip
     return batches[place.dp_rank]
@@ -100,6 +108,8 @@ def rank_main(ranks: int, base: Path) -> None:
         if ranks == 1:
             found["share"] = movement(place, machine, full)
         found |= resumed(base / f"{ranks}-{tensor}x{pipeline}", base, place, machine, control)
+        found["errors"] = not_finite(base / f"bad-{ranks}-{tensor}x{pipeline}", place, full, control)
+        found["steps"] = mini_batches(place, full)
         (base / f"{ranks}-{tensor}x{pipeline}-{control.rank}.json").write_text(json.dumps(found))
         parallel_state.destroy_model_parallel()
     found = distributed_optimizer(machine)
@@ -190,6 +200,63 @@ def movement(place: Any, half: Any, full: Any) -> float:
             train_iteration(rank, make_batch(iteration, place), SETTINGS)
         moved.append(flat(rank.parameters) - before)
     return float(moved[0] @ moved[1] / (moved[1] @ moved[1]))
+
+
+def not_finite(folder: Path, place: Any, machine: Any, control: Any) -> list[Any]:
+    """What is said of numbers that are not finite, at each of the places where they are looked for."""
+    import torch
+
+    from twinpod.trainer.optimizer import fill
+    from twinpod.trainer.snapshot import save_snapshot
+    from twinpod.trainer.step import train_iteration
+
+    def told(act: Callable[[], object]) -> str:
+        try:
+            act()
+        except NumericsError as error:
+            return error.line()
+        return "nothing"
+
+    def endless(one: Sample) -> Sample:
+        return replace(one, advantage=math.inf) if one.trajectory_id in (5, 6) else one
+
+    rank = new_rank(place, machine)
+    before = flat(rank.parameters).clone()
+    lines = [told(lambda: train_iteration(rank, make_batch(4, place, endless), SETTINGS))]
+    same = bool((flat(rank.parameters) == before).all())
+    fill(rank.optimizer, lambda weights: [tensor.detach().zero_() for tensor in weights.values()] and None)
+    zero_by_zero = replace(SETTINGS, eps=0.0, steps=1)
+    lines.append(told(lambda: train_iteration(rank, make_batch(5, place), zero_by_zero)))
+    lines.append(told(lambda: train_iteration(rank, make_batch(6, place), SETTINGS)))
+    lines.append(told(lambda: save_snapshot(rank, control, folder, iteration=6, version=7)))
+    written = [path.name for path in folder.parent.iterdir() if folder.name in path.name]
+    return [same, lines, written, bool(torch.isfinite(before).all())]
+
+
+def mini_batches(place: Any, machine: Any) -> dict[str, Any]:
+    """Groups 0 and 2 are one step, 1 and 3 the next, twice; beside it a batch of groups 0 and 2 alone, and the entropy
+    of a model that knows nothing.
+    """
+    from twinpod.trainer.optimizer import fill
+    from twinpod.trainer.step import train_iteration
+
+    def in_two(one: Sample) -> Sample:
+        return replace(one, mini_batch=one.group % 2, weight=1 / 8)
+
+    def even(one: Sample) -> Sample | None:
+        return one if one.group % 2 == 0 else None
+
+    settings = replace(SETTINGS, learning_rate=1e-3)
+    cut = train_iteration(new_rank(place, machine), make_batch(1, place, in_two), settings)
+    alone = train_iteration(new_rank(place, machine), make_batch(1, place, even), replace(settings, steps=1))
+    blank = new_rank(place, machine)
+    fill(blank.optimizer, lambda weights: [tensor.detach().zero_() for tensor in weights.values()] and None)
+    return {
+        "cut": plain(cut.steps),
+        "alone": plain(alone.steps),
+        "entropy": train_iteration(blank, make_batch(1, place), replace(settings, steps=1)).entropy,
+        "tokens": [cut.tokens, alone.tokens],
+    }
 
 
 def resumed(folder: Path, base: Path, place: Any, machine: Any, control: Any) -> dict[str, Any]:
@@ -321,6 +388,31 @@ def test_a_snapshot_holds_the_main_weights_and_is_read_in_any_layout(base: Path)
     for one in results(base):
         assert one["dtypes"] == ["torch.float32"]
         assert one["layouts"], "what one rank has written, to the bit"
+
+
+def test_numbers_that_are_not_finite_end_an_iteration_by_name_before_they_do_harm(base: Path) -> None:
+    for one in results(base):
+        unharmed, lines, written, _ = one["errors"]
+        assert unharmed, "the weights are as they were before the step"
+        assert lines[0].startswith("iteration 4, step 1: loss of trajectories 5, 6 are not finite; the run goes on")
+        assert "iteration 5: " in lines[1]
+        assert lines[1].endswith("holds a number that is not finite")
+        assert lines[2].startswith("iteration 6, reference pass: log-probs of trajectories 0, 1, 2, 3, 4, 5, 6, 7 and ")
+        assert lines[3].endswith("such weights are no state to go on from")
+        assert written == []
+
+
+def test_a_mini_batch_is_a_step_over_its_own_groups_whatever_the_layout(base: Path) -> None:
+    first = results(base)[0]["steps"]
+    for one in results(base):
+        steps = one["steps"]
+        assert len(steps["cut"]) == 4
+        for found, expected in zip([*steps["cut"], *steps["alone"]], [*first["cut"], *first["alone"]], strict=True):
+            assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert steps["cut"][0] == pytest.approx(steps["alone"][0], rel=1e-5)
+        assert [step["log_ratio"] == 0.0 for step in steps["cut"]] == [True, False, False, False]
+        assert steps["tokens"][0] > steps["tokens"][1], "the reference pass is over all of them"
+        assert steps["entropy"] == pytest.approx(math.log(13), rel=1e-5)
 
 
 def test_a_snapshot_without_main_weights_gives_them_from_its_weights(base: Path) -> None:

@@ -127,6 +127,14 @@ def test_a_load_that_misses_a_parameter_fails(tmp_path: Path) -> None:
         load_version(model, publish(tmp_path, wanted, 2)[0])
 
 
+def test_weights_that_hold_nan_are_called_so_and_not_another_model(tmp_path: Path) -> None:
+    wanted = tensors()
+    model = Model(wanted)
+    wanted["model.norm.weight"][0] = float("nan")
+    with pytest.raises(IntegrityError, match=r"version 3: model\.norm\.weight holds NaN as it was published"):
+        load_version(model, publish(tmp_path, wanted, 3)[0])
+
+
 class Taker(torch.nn.Module):
     """Takes every tensor by its name; `misses` are left alone, `moves` get other memory."""
 

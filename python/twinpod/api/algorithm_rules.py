@@ -36,6 +36,13 @@ ALGORITHM_RULES = (
     ),
     Rule(
         path="spec.algorithm",
+        field="miniBatches",
+        cel="self.miniBatches <= self.groupsPerIteration",
+        holds=lambda self: self.miniBatches <= self.groupsPerIteration,
+        message="{self.miniBatches} is above groupsPerIteration ({self.groupsPerIteration}); each has a group at least",
+    ),
+    Rule(
+        path="spec.algorithm",
         field="learningRateSchedule.minimum",
         cel="double(self.learningRateSchedule.minimum) <= double(self.learningRate)",
         holds=lambda self: float(self.learningRateSchedule.minimum) <= float(self.learningRate),

@@ -187,7 +187,9 @@ class AlgorithmSpec(Part):
     groups_per_iteration: Positive
     """Finished groups that an iteration trains on."""
     steps_per_iteration: Positive = 2
-    """Optimizer steps an iteration, each over all its samples."""
+    """How often an iteration goes over all its samples; with miniBatches 1 that many optimizer steps."""
+    mini_batches: Positive = 1
+    """Disjoint parts that an iteration's groups are cut into, one optimizer step each, in every going over."""
     learning_rate: Decimal
     """Largest step size of AdamW, as a decimal in quotes."""
     learning_rate_schedule: LearningRateSchedule = LearningRateSchedule()

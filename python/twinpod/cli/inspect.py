@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
@@ -11,7 +12,8 @@ from twinpod.cli.target import target_of
 from twinpod.cli.words import duration, number
 from twinpod.client.cluster import ClusterJob
 from twinpod.master.inspect import inspect, to_json
-from twinpod.records.run import NamedCount, PhaseSeconds, RunReport
+from twinpod.records.run import IterationRecord, NamedCount, PhaseSeconds, RunReport
+from twinpod.telemetry.tensorboard import step_scalars
 
 NEWEST = 10  # iterations and versions that are listed; --json has all
 
@@ -57,6 +59,20 @@ def lines_of(report: RunReport) -> Iterator[str]:
     yield f"seconds        {duration(report.seconds.total)}: {spent}"
     for record in report.iterations[-NEWEST:]:
         yield plain_line(record, None)
+    yield from _steps(report.iterations[-1:])
+
+
+def _steps(records: Sequence[IterationRecord]) -> Iterator[str]:
+    """A line for each optimizer step, where the books have them."""
+    for record in records:
+        for place, step in enumerate(step_scalars(record), start=1):
+            loss, norm, clipped, ratio, entropy = (
+                step.get(f"step/{name}", math.nan) for name in ("loss", "grad_norm", "clipped", "log_ratio", "entropy")
+            )
+            yield (
+                f"step {place:<9} loss {loss:.4g}, gradient norm {norm:.4g} ({clipped:.0%} clipped),"
+                f" log-ratio {ratio:.4g}, entropy {entropy:.4g} (iteration {record.iteration})"
+            )
 
 
 def _counts(counts: Sequence[NamedCount]) -> str:

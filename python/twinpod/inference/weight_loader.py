@@ -15,6 +15,7 @@ that fetched them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -79,11 +80,26 @@ def load_version(model: torch.nn.Module, version: WeightVersion, mappings: Mappi
         if mappings is None:
             kept.close()
     if missed := _still_marked(marks):
+        if name := _not_a_number(version):
+            raise IntegrityError(
+                f"{name} holds NaN as it was published",
+                where=f"version {version.version}",
+                mend="see the trainer's log",
+            )
         raise ProtocolError(
             f"{len(missed)} parameters of the engine were not (wholly) written, for instance {missed[0]}",
             where=f"version {version.version}",
             mend="check that trainer and engine have the same model configuration",
         )
+
+
+def _not_a_number(version: WeightVersion) -> str:
+    """Name of a published tensor that holds a NaN; empty when none does. Read only when a load has failed."""
+    with contextlib.closing(Mappings()) as kept:
+        for name, tensor in WeightReader(version, kept).tensors():
+            if bool(tensor.isnan().any()):
+                return name
+    return ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from twinpod.errors import WeightsGapError
+from twinpod.errors import NumericsError, WeightsGapError
 from twinpod.master import books_read as read
 from twinpod.master import replay_buffer
 from twinpod.master.archiving import Archive
@@ -158,7 +158,11 @@ class Conductor:
         batch = await self._plan(iteration, groups)
         stats = None
         if batch.samples:
-            stats = await self._train(timer, iteration, batch)
+            try:
+                stats = await self._train(timer, iteration, batch)
+            except NumericsError:  # the same samples would end the next try the same way
+                await self._p.async_books.do(lambda books: books.drop(groups, "not_finite"))
+                raise
             await self._weights.publish(timer, iteration, batch.version + 1)
         else:
             log.warning("no group finished: nothing to train on", extra={"iteration": iteration})
@@ -220,6 +224,7 @@ class Conductor:
             baseline=self._s.baseline,
             tau=self._s.tau,
             size=self._s.group_size,
+            mini_batches=self._s.mini_batches,
         )
 
     async def _train(self, timer: PhaseTimer, iteration: int, batch: BatchPlan) -> TrainStats:

@@ -21,6 +21,7 @@ class MasterSettings:
     group_size: int
     groups_per_iteration: int
     groups_in_flight: int
+    mini_batches: int  # optimizer steps that the groups of an iteration are cut into
     sampling: SamplingSettings
     max_segment_age: int  # iterations
     repeat_penalty: float
@@ -44,6 +45,7 @@ def settings_of(job: RLJob, stop_token_ids: tuple[int, ...]) -> MasterSettings:
         group_size=algorithm.group_size,
         groups_per_iteration=algorithm.groups_per_iteration,
         groups_in_flight=rollout.groups_in_flight,
+        mini_batches=algorithm.mini_batches,
         sampling=SamplingSettings(
             temperature=float(rollout.temperature),
             top_p=float(rollout.top_p),

@@ -91,7 +91,7 @@ class TrainSettings:
         float  # the rollout's: log-probs are those of softmax(logits / temperature), as the engine reports them
     )
     mask: str  # "all" or "current"
-    steps: int  # optimizer steps an iteration, each over all samples
+    steps: int  # how often an iteration goes over all samples, with a step of the optimizer a mini-batch
     clip_grad: float
     micro_batch_tokens: int  # padded tokens a micro-batch and data-parallel rank
     warmup_iterations: int = 0
@@ -101,15 +101,30 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainStats:
-    """What a training phase reports; means are over the steps unless said otherwise."""
+class StepStats:
+    """One step of the optimizer, over the samples of its mini-batch, under the weights before it."""
 
-    iteration: int
     loss: float
     grad_norm: float  # before clipping
-    log_ratio: float  # mean over sequences of d_j at the last step, nats
+    clipped: float  # share of the gradient that clipping took away; 0 when its norm was below the limit
+    log_ratio: float  # mean over sequences of d_j, nats
+    entropy: float  # mean over tokens in the loss, nats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainStats:
+    """What a training phase reports; means are over the steps unless said otherwise. Every number is finite."""
+
+    iteration: int
+    learning_rate: float
+    loss: float
+    grad_norm: float  # before clipping
+    clipped: float
+    entropy: float
+    log_ratio: float  # at the last step
     weights_gap: float  # mean |logp trainer - logp engine| on on-policy tokens, reference pass; nan without such tokens
     on_policy_tokens: int
     tokens: int  # response tokens in the loss, a step
     reference_seconds: float
     step_seconds: float  # all steps together
+    steps: tuple[StepStats, ...]

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from twinpod.errors import EnvironmentFault
 from twinpod.records.run import EvaluationRecord, IterationRecord, PhaseSeconds
+
+OF_STATS = ("grad_norm", "clipped", "log_ratio", "entropy", "learning_rate")
 
 
 def scalars(record: IterationRecord) -> dict[str, float]:
@@ -33,7 +35,17 @@ def scalars(record: IterationRecord) -> dict[str, float]:
     }
     values |= {f"seconds/{field.name}": getattr(record.seconds, field.name) for field in fields(PhaseSeconds)}
     stats = json.loads(record.stats) if record.stats else {}
-    values |= {f"train/{name}": stats[name] for name in ("grad_norm", "log_ratio") if name in stats}
+    values |= {f"train/{name}": stats[name] for name in OF_STATS if name in stats}
+    return _known(values)
+
+
+def step_scalars(record: IterationRecord) -> list[dict[str, float]]:
+    """The curves of each optimizer step of an iteration. Pure."""
+    steps = json.loads(record.stats).get("steps", ()) if record.stats else ()
+    return [_known({f"step/{name}": value for name, value in step.items()}) for step in steps]
+
+
+def _known(values: Mapping[str, float]) -> dict[str, float]:
     return {tag: float(value) for tag, value in values.items() if not math.isnan(value)}
 
 
@@ -56,8 +68,11 @@ class BoardFiles:
         self._writer: Any = EventFileWriter(str(folder))
 
     def write(self, record: IterationRecord) -> None:
-        """One committed iteration."""
+        """One committed iteration, and its optimizer steps on an axis of their own."""
         self._add(scalars(record), record.iteration, record.committed_at)
+        steps = step_scalars(record)
+        for number, values in enumerate(steps, start=1):
+            self._add(values, (record.iteration - 1) * len(steps) + number, record.committed_at)
 
     def write_evaluation(self, record: EvaluationRecord, at: float) -> None:
         """One evaluation on held-out prompts; `at`: unix seconds."""

@@ -9,7 +9,7 @@ from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.life import LifeCycle
 from twinpod.records.rollout import Prompt, SamplingSettings, Segment, Stop, WorkItem, WorkResult
 from twinpod.records.run import IterationRecord, PhaseSeconds
-from twinpod.records.training import GIVEN, RankBatch, Sample, TrainStats
+from twinpod.records.training import GIVEN, RankBatch, Sample, StepStats, TrainStats
 from twinpod.records.weights import ShardRef
 from twinpod.replay.baseline import Baseline
 from twinpod.reward.port import Verdict
@@ -25,6 +25,7 @@ def settings(**changes: object) -> MasterSettings:
         "group_size": 2,
         "groups_per_iteration": 4,
         "groups_in_flight": 6,
+        "mini_batches": 1,
         "sampling": SamplingSettings(
             temperature=1.0,
             top_p=1.0,
@@ -119,13 +120,17 @@ def stats(iteration: int, gap: float, batch: RankBatch) -> TrainStats:
     return TrainStats(
         iteration=iteration,
         loss=0.5,
+        learning_rate=1e-3,
         grad_norm=1.0,
+        clipped=0.0,
+        entropy=1.0,
         log_ratio=0.0,
         weights_gap=gap,
         on_policy_tokens=fresh,
         tokens=tokens,
         reference_seconds=0.0,
         step_seconds=0.0,
+        steps=(StepStats(loss=0.5, grad_norm=1.0, clipped=0.0, log_ratio=0.0, entropy=1.0),),
     )
 
 

@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from twinpod.arena.layouts import reference
-from twinpod.errors import InputError, ProtocolError, TwinpodError
+from twinpod.errors import InputError, NumericsError, ProtocolError, TwinpodError
 from twinpod.records.codec import dumps, loads, plain
 from twinpod.records.life import Command, Reply, Verb
 from twinpod.records.training import RankBatch, TrainSettings
 from twinpod.rpc.batches import BatchReader
 from twinpod.trainer.export import export_folder
+from twinpod.trainer.finite import first_not_finite
 from twinpod.trainer.megatron import RankModel
 from twinpod.trainer.memory import Memory
 from twinpod.trainer.packing import DataLoader
@@ -127,7 +128,11 @@ def execute(duties: Duties, state: State, command: Command, batch: RankBatch | N
     duties.memory.require()
     if command.verb is Verb.TRAIN:
         assert batch is not None
-        return dumps(train_iteration(duties.rank, batch, duties.settings))
+        try:
+            return dumps(train_iteration(duties.rank, batch, duties.settings))
+        except NumericsError:
+            state.loaded = False  # the weights may be bad: nobody publishes them, the next onload replaces them
+            raise
     if command.verb is Verb.PUBLISH:
         return _publish(duties, state, command.version)
     folder = Path(_argument(command))
@@ -184,6 +189,10 @@ def _onload(duties: Duties, state: State, command: Command) -> str:
         state.loaded = True
         return json.dumps(plain(note))
     duties.fresh()
+    if name := first_not_finite(duties.rank.parameters):
+        raise InputError(
+            f"{name} holds a number that is not finite", where="spec.model", mend="begin from weights that are finite"
+        )
     state.loaded = True
     return json.dumps({"iteration": 0, "version": int(wish.get("version", 0))})
 

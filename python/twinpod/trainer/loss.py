@@ -24,9 +24,10 @@ MASKS = ("all", "current")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossParts:
-    """A micro-batch's share of the loss, and `d_j` of its samples in nats (detached)."""
+    """A micro-batch's share of the loss; of each sample, detached, its loss without weight and `d_j` in nats."""
 
     loss: Tensor
+    each_B: Tensor
     log_ratio_B: Tensor
 
 
@@ -40,7 +41,7 @@ def policy_loss(
     logp_B = (logps_BL * mask_BL).sum(dim=-1)
     log_ratio_B = ((logps_BL - reference_BL) * mask_BL).sum(dim=-1)
     each_B = -advantage_B * logp_B + 0.5 * tau * log_ratio_B.square()
-    return LossParts(loss=(weight_B * each_B).sum(), log_ratio_B=log_ratio_B.detach())
+    return LossParts(loss=(weight_B * each_B).sum(), each_B=each_B.detach(), log_ratio_B=log_ratio_B.detach())
 
 
 def weights_gap(logps_BL: Tensor, behaviour_BL: Tensor, on_policy_BL: Tensor) -> tuple[float, int]:

@@ -12,6 +12,7 @@ The folder is written beside its final name and renamed into place: it exists wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,12 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from twinpod.errors import EnvironmentFault, InputError
+from twinpod.errors import EnvironmentFault, InputError, IntegrityError, NumericsError
 from twinpod.records.codec import dumps, loads
 from twinpod.trainer.convert.copy import export_part, import_local
 from twinpod.trainer.convert.layout import Part
 from twinpod.trainer.convert.plan import naming_of, plan_parts
+from twinpod.trainer.finite import first_not_finite
 from twinpod.trainer.folders import begin_folder, finish_folder, partial_name
 from twinpod.trainer.megatron import RankModel
 from twinpod.trainer.optimizer import Weights, fill
@@ -51,6 +53,7 @@ def save_snapshot(rank: RankModel, control: Control, folder: Path, *, iteration:
     for part in owned:
         state[part.name] = _shard(part, weights[part.source].dtype)
         export_part(weights, part, state[part.name])
+    _require_finite(state, control, folder)
     leader = control.rank == 0
     control.together(str(folder), partial(begin_folder, folder) if leader else None)
     try:
@@ -60,6 +63,15 @@ def save_snapshot(rank: RankModel, control: Control, folder: Path, *, iteration:
     control.together(
         str(folder), partial(_finish, folder, SnapshotNote(iteration=iteration, version=version)) if leader else None
     )
+
+
+def _require_finite(state: Mapping[str, Tensor], control: Control, folder: Path) -> None:
+    """NumericsError on every rank when any of them would write a number that is not finite. Collective."""
+    found = [line.decode() for line in control.gather(first_not_finite(state).encode()) if line]
+    if found:
+        raise NumericsError(
+            f"{found[0]} holds a number that is not finite: such weights are no state to go on from", where=str(folder)
+        )
 
 
 def _finish(folder: Path, note: SnapshotNote) -> None:
@@ -97,6 +109,13 @@ def load_snapshot(rank: RankModel, folder: Path) -> SnapshotNote:
             )
     state = {part.name: _shard(part, saved[part.name].properties.dtype) for part in parts}
     dcp.load(state, storage_reader=dcp.FileSystemReader(folder))
+
+    if name := first_not_finite(state):
+        raise IntegrityError(
+            f"{name} holds a number that is not finite",
+            where=str(folder),
+            mend="remove this snapshot, so that the run goes on from the one before it",
+        )
 
     def read(weights: Weights) -> None:
         for tensor in weights.values():

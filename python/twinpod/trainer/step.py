@@ -1,17 +1,21 @@
 """One iteration of training (paper.md section 5).
 
-1. Load the batch; every step sees the same micro-batches.
+1. Load the batch; every pass over it sees the same micro-batches.
 2. Reference pass: log-probs of all samples under the weights as they are now. They are the reference of the whole
    iteration, and they show the *weights gap*: on on-policy tokens the engine must have had the same log-probs
    (design.md 8.11).
-3. AdamW without a past, then `steps` times: loss over all samples, one update.
+3. AdamW without a past, then `steps` times over all samples: a mini-batch after the other, one update each.
 4. Statistics, the same on every rank.
+
+Numbers that are not finite end it with a NumericsError on every rank, before the update that they would have gone
+into; the weights are proved finite at the end. Whoever gets the error loads the last good weights.
 """
 
 # ruff: noqa: N815  # shapes are part of tensors' names
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,18 +27,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from twinpod.records.training import RankBatch, TrainSettings, TrainStats
-from twinpod.trainer.logps import token_logps
+from twinpod.errors import NumericsError
+from twinpod.records.training import RankBatch, StepStats, TrainSettings, TrainStats
+from twinpod.trainer.finite import first_not_finite
+from twinpod.trainer.logps import TokenLogps, token_logps
 from twinpod.trainer.loss import check_mask, mean_or_nan, policy_loss, weights_gap
 from twinpod.trainer.megatron import RankModel, hidden_of, output_layer, run_schedule
-from twinpod.trainer.optimizer import Optimizer
+from twinpod.trainer.memory import held_tensors
 from twinpod.trainer.packing import DataLoader, MicroBatch, Micros
 from twinpod.trainer.schedule import learning_rate
+
+NAMED = 8  # trajectories that an error names
+MEND = "the run goes on from its last snapshot with other samples; lower learningRate or clipGrad if it comes again"
 
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over this rank's micro-batches of one pass; only the last pipeline stage adds to it."""
+    """Sums over this rank's micro-batches of one pass; only the last pipeline stage adds to it.
+
+    `bad`: trajectories with a number that is not finite; over all ranks only their count is known, as `bad_count`.
+    """
 
     loss: float = 0.0
     log_ratio: float = 0.0
@@ -42,15 +54,19 @@ class Tally:
     gap: float = 0.0
     on_policy: int = 0
     tokens: int = 0
+    entropy: float = 0.0
+    bad_count: int = 0
+    bad: list[int] = field(default_factory=list)
 
     def over_ranks(self, rank: RankModel) -> Tally:
         """The same sums over all ranks; tensor-parallel copies count once. Collective."""
         counts = rank.place.last_stage and rank.place.tp_rank == 0
-        mine = [self.loss, self.log_ratio, self.samples, self.gap, self.on_policy, self.tokens]
+        sums = (self.loss, self.log_ratio, self.gap, self.entropy)
+        mine = [*sums, self.samples, self.on_policy, self.tokens, len(self.bad)]
         total = torch.tensor(mine if counts else [0.0] * len(mine), dtype=torch.float64, device=rank.machine.device)
         dist.all_reduce(total)
-        loss, log_ratio, samples, gap, on_policy, tokens = total.tolist()
-        return Tally(loss, log_ratio, int(samples), gap, int(on_policy), int(tokens))
+        loss, log_ratio, gap, entropy, samples, on_policy, tokens, bad = total.tolist()
+        return Tally(loss, log_ratio, int(samples), gap, int(on_policy), int(tokens), entropy, int(bad), self.bad)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,74 +98,114 @@ def train_iteration(rank: RankModel, batch: RankBatch, settings: TrainSettings) 
     """Train one iteration in place and report. Collective; each rank passes its own samples."""
     check_mask(settings.mask)
     iteration = Iteration(rank, settings, DataLoader(batch, settings.mask))
+    rate = learning_rate(settings, batch.iteration)
 
     began = time.perf_counter()
     reference = reference_pass(iteration).over_ranks(rank)
+    _require_finite(reference, "log-probs", f"iteration {batch.iteration}, reference pass")
     referenced = time.perf_counter()
 
-    rank.optimizer.begin(replace(settings, learning_rate=learning_rate(settings, batch.iteration)))
-    losses, norms = [], []
-    last = Tally()
+    rank.optimizer.begin(replace(settings, learning_rate=rate))
+    steps: list[StepStats] = []
     for _ in range(settings.steps):
-        last, norm = optimizer_step(iteration, rank.optimizer)
-        losses.append(last.loss)
-        norms.append(norm)
+        for number in range(iteration.loader.mini_batches):
+            where = f"iteration {batch.iteration}, step {len(steps) + 1}"
+            steps.append(optimizer_step(iteration, iteration.loader.mini_batch(number), where))
     rank.optimizer.end()
-    last = last.over_ranks(rank)
+    if name := first_not_finite(held_tensors(rank)):
+        raise NumericsError(f"{name} holds a number that is not finite", where=f"iteration {batch.iteration}")
     return TrainStats(
         iteration=batch.iteration,
-        loss=_mean_loss(losses, rank),
-        grad_norm=sum(norms) / len(norms),
-        log_ratio=mean_or_nan(last.log_ratio, last.samples),
+        learning_rate=rate,
+        loss=mean([one.loss for one in steps]),
+        grad_norm=mean([one.grad_norm for one in steps]),
+        clipped=mean([one.clipped for one in steps]),
+        entropy=mean([one.entropy for one in steps]),
+        log_ratio=steps[-1].log_ratio,
         weights_gap=mean_or_nan(reference.gap, reference.on_policy),
         on_policy_tokens=reference.on_policy,
         tokens=reference.tokens,
         reference_seconds=referenced - began,
         step_seconds=time.perf_counter() - referenced,
+        steps=tuple(steps),
     )
 
 
 def reference_pass(iteration: Iteration) -> Tally:
     """Fill `iteration.references` with the present weights' log-probs; returns gap and token counts of this rank."""
 
-    def collect(device: Device, logps_BL: Tensor, tally: Tally) -> Tensor:
-        iteration.references[device.micro.index] = logps_BL
-        gap, tokens = weights_gap(logps_BL, device.behaviour_BL, device.on_policy_BL)
+    def collect(device: Device, found: TokenLogps, tally: Tally) -> Tensor:
+        iteration.references[device.micro.index] = found.logps_BL
+        gap, tokens = weights_gap(found.logps_BL, device.behaviour_BL, device.on_policy_BL)
         tally.gap += gap
         tally.on_policy += tokens
         tally.tokens += int(device.mask_BL.sum())
-        return logps_BL.new_zeros(())
+        tally.bad += _bad(device, found.logps_BL.sum(dim=-1))
+        return found.logps_BL.new_zeros(())
 
     with torch.no_grad():
         return _run(iteration, iteration.loader.all(), collect, forward_only=True)
 
 
-def optimizer_step(iteration: Iteration, optimizer: Optimizer) -> tuple[Tally, float]:
-    """One update over all samples; returns this rank's sums and the gradient norm before clipping."""
-    micros = iteration.loader.all()
-    scale = iteration.rank.loss_scale(len(micros))
+def optimizer_step(iteration: Iteration, micros: Micros, where: str) -> StepStats:
+    """One update over the samples of `micros`. NumericsError, before it, for a loss or gradient that is not finite."""
+    rank, settings = iteration.rank, iteration.settings
+    scale = rank.loss_scale(len(micros))
 
-    def loss(device: Device, logps_BL: Tensor, tally: Tally) -> Tensor:
+    def loss(device: Device, found: TokenLogps, tally: Tally) -> Tensor:
         parts = policy_loss(
-            logps_BL,
+            found.logps_BL,
             iteration.references[device.micro.index],
             device.mask_BL,
             device.advantage_B,
             device.weight_B,
-            iteration.settings.tau,
+            settings.tau,
         )
         tally.loss += float(parts.loss.detach())
         real_B = device.weight_B > 0
         tally.log_ratio += float(parts.log_ratio_B[real_B].sum())
         tally.samples += int(real_B.sum())
+        assert found.entropy_BL is not None, "asked for in every pass that trains"
+        tally.entropy += float((found.entropy_BL * device.mask_BL).sum())
+        tally.tokens += int(device.mask_BL.sum())
+        tally.bad += _bad(device, parts.each_B)
         return parts.loss * scale
 
-    optimizer.zero_grad()
-    tally = _run(iteration, micros, loss, forward_only=False)
-    return tally, optimizer.step()
+    rank.optimizer.zero_grad()
+    total = _run(iteration, micros, loss, forward_only=False).over_ranks(rank)
+    _require_finite(total, "loss", where)
+    norm = rank.optimizer.step()
+    if not math.isfinite(norm):
+        raise NumericsError(f"the norm of the gradient is {norm}, of a loss that is finite", where=where, mend=MEND)
+    return StepStats(
+        loss=total.loss,
+        grad_norm=norm,
+        clipped=max(0.0, 1.0 - settings.clip_grad / norm) if settings.clip_grad > 0 < norm else 0.0,
+        log_ratio=mean_or_nan(total.log_ratio, total.samples),
+        entropy=mean_or_nan(total.entropy, total.tokens),
+    )
 
 
-Consume = Callable[[Device, Tensor, Tally], Tensor]
+def _bad(device: Device, each_B: Tensor) -> list[int]:
+    """Trajectories of the micro-batch whose number is not finite."""
+    bad_B = ~torch.isfinite(each_B)
+    if not bool(bad_B.any()):
+        return []
+    return [one for one, bad in zip(device.micro.trajectories, bad_B.tolist(), strict=False) if bad]
+
+
+def _require_finite(total: Tally, what: str, where: str) -> None:
+    """NumericsError on every rank, with the trajectories, when there are bad ones anywhere. Collective."""
+    if total.bad_count == 0 and math.isfinite(total.loss):
+        return
+    every: list[list[int]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(every, total.bad)
+    named = sorted({one for each in every for one in each})
+    listed = ", ".join(map(str, named[:NAMED])) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
+    raise NumericsError(f"{what} of trajectories {listed or 'unknown'} are not finite", where=where, mend=MEND)
+
+
+Consume = Callable[[Device, TokenLogps, Tally], Tensor]
 
 
 def _run(iteration: Iteration, micros: Micros, consume: Consume, *, forward_only: bool) -> Tally:
@@ -163,9 +219,10 @@ def _run(iteration: Iteration, micros: Micros, consume: Consume, *, forward_only
             device.targets_BL,
             (device.mask_BL + device.on_policy_BL) > 0,
             temperature=iteration.settings.temperature,
+            entropy=not forward_only,
             chunk_bytes=rank.chunk_bytes,
         )
-        return consume(device, found.logps_BL, tally), None
+        return consume(device, found, tally), None
 
     def forward(
         waiting: Iterator[MicroBatch], model: torch.nn.Module
@@ -185,8 +242,9 @@ def _run(iteration: Iteration, micros: Micros, consume: Consume, *, forward_only
     return tally
 
 
-def _mean_loss(losses: list[float], rank: RankModel) -> float:
-    return Tally(loss=sum(losses)).over_ranks(rank).loss / len(losses)
+def mean(values: list[float]) -> float:
+    """Of one value at least."""
+    return sum(values) / len(values)
 
 
 def _to_device(micro: MicroBatch, rank: RankModel) -> Device:
