@@ -152,6 +152,11 @@ BAD: tuple[Bad, ...] = (
         5,
         "spec.algorithm.miniBatches: 5 is above groupsPerIteration (4); each has a group at least",
         "spec.algorithm.miniBatches: Invalid value: 5 is above groupsPerIteration (4); each has a group at least",
+        "spec.dataset.addSpecialTokens",
+        "once",
+        'spec.dataset.addSpecialTokens: is "once"; must be true or false',
+        'spec.dataset.addSpecialTokens: Invalid value: "string": spec.dataset.addSpecialTokens in body must be of type '
+        'boolean: "string"',
     ),
     bad(
         "spec.algorithm.learningRateSchedule",
