@@ -152,6 +152,8 @@ BAD: tuple[Bad, ...] = (
         5,
         "spec.algorithm.miniBatches: 5 is above groupsPerIteration (4); each has a group at least",
         "spec.algorithm.miniBatches: Invalid value: 5 is above groupsPerIteration (4); each has a group at least",
+    ),
+    bad(
         "spec.dataset.addSpecialTokens",
         "once",
         'spec.dataset.addSpecialTokens: is "once"; must be true or false',
