@@ -667,6 +667,30 @@ BAD: tuple[Bad, ...] = (
         ),
     ),
     bad(
+        "spec.timeouts.stall",
+        900,
+        'spec.timeouts.stall: is the bare number 900; write it with its unit, such as "900s"',
+        'spec.timeouts.stall: Invalid value: "integer": spec.timeouts.stall in body must be of type string: "integer"',
+    ),
+    bad(
+        "spec.timeouts.engine",
+        "0s",
+        'spec.timeouts.engine: "0s" is not a duration above 0; write one such as "90s", "15m" or "1h30m"',
+        'spec.timeouts.engine: Invalid value: "0s": spec.timeouts.engine in body should match',
+    ),
+    bad(
+        "spec.timeouts.train",
+        "1d",
+        'spec.timeouts.train: "1d" is not a duration above 0; write one such as "90s", "15m" or "1h30m"',
+        'spec.timeouts.train: Invalid value: "1d": spec.timeouts.train in body should match',
+    ),
+    bad(
+        "spec.timeouts.patience",
+        "90s",
+        "spec.timeouts.patience: unknown field; known here: stall, pods, engine, weights, train, snapshot, collective",
+        'strict decoding error: unknown field "spec.timeouts.patience"',
+    ),
+    bad(
         "spec.reward.timeoutSeconds",
         0,
         "spec.reward.timeoutSeconds: is 0; must be at least 1",

@@ -28,6 +28,7 @@ SUSPENDED_JOB_FIELDS = (
     "master",
     "storage.snapshotEvery",
     "storage.keepIterations",
+    "timeouts",
     "priorityClassName",
 )
 FREE_JOB_FIELDS = (
