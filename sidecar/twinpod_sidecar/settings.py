@@ -16,7 +16,6 @@ from twinpod.api.model_folder import hf_config
 from twinpod.api.quantity import to_bytes
 from twinpod.api.sizing.phases import shared_memory
 from twinpod.api.sizing.read import setup_of
-from twinpod.api.timeouts import timeouts_of
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault
 from twinpod.inference.sglang_engine import EngineSpec
@@ -52,8 +51,8 @@ class InferenceSettings:
     engine_log: Path
     engine_env: Mapping[str, str]
     hand_over: HandOver  # where there are accelerators
-    start_timeout_s: float  # from fork to healthy
     engines: int = 1  # in the pod, each on accelerators of its own
+    start_timeout_s: float = 300.0  # from fork to healthy
     seed: int = 0
 
 
@@ -70,7 +69,6 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
     """`variables`: the half's own environment, which its children inherit."""
     spec = job.spec.hybrid
     engine = spec.inference
-    shape = shape_from_huggingface(hf_config(job))
     env = {"OMP_NUM_THREADS": threads_a_process(engine.tensor_parallel * engine.data_parallel), **variables}
     accelerators = spec.accelerators > 0
     sleep = spec.life_cycle is LifeCycle.SLEEP and accelerators
@@ -86,7 +84,7 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
             api_key="",
             kv_tokens=engine.kv_tokens,
             memory_fraction=float(engine.memory_fraction),
-            context_length=shape.max_positions,
+            context_length=shape_from_huggingface(hf_config(job)).max_positions,
             dtype=job.spec.model.dtype,
             tensor_parallel=engine.tensor_parallel,
             accelerators=accelerators,
@@ -97,7 +95,6 @@ def inference_settings(job: RLJob, environment: Environment, variables: Mapping[
         engine_file=environment.run / "engine.json",
         engine_log=environment.run / "engine.log",
         engine_env={},
-        start_timeout_s=timeouts_of(job, shape).engine_start_s,
         engines=engine.data_parallel,
         hand_over=HandOver(residue=to_bytes(spec.hand_over.residue), deadline_s=float(spec.hand_over.deadline_seconds)),
         seed=job.spec.seed,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinpod.api.sizing.nouns import Setup
+from twinpod.api.sizing.nouns import Recompute, Setup
 from twinpod.api.sizing.phases import holdings
 
 TOP = Path(__file__).resolve().parents[2]
@@ -32,6 +32,7 @@ class Shape:
     length: int  # of every sequence
     samples: int
     dtype: str = "float32"
+    recompute: Recompute = "None"
 
 
 def _config(kind: str, **sizes: Any) -> dict[str, Any]:
@@ -50,7 +51,7 @@ SHAPES = {
             "LlamaForCausalLM", hidden_size=768, num_hidden_layers=6, num_attention_heads=12, num_key_value_heads=12,
             intermediate_size=2048, vocab_size=16_000, tie_word_embeddings=False,
         ),
-        micro_tokens=1024, length=256, samples=8,
+        micro_tokens=1024, length=256, samples=8, recompute="Selective",
     ),
     "deep": Shape(
         config=_config(
@@ -76,7 +77,7 @@ def setup_of(shape: Shape) -> Setup:
     return Setup(
         shape=shape_from_huggingface(shape.config), item=4 if shape.dtype == "float32" else 2, replicas=1,
         accelerators=0, tensor=1, pipeline=1, data=1, micro_tokens=shape.micro_tokens, context=shape.length,
-        samples=shape.samples, recompute="None", sequence_parallel=False, offload=True,
+        samples=shape.samples, recompute=shape.recompute, sequence_parallel=False, offload=True,
         local_layers=True, engine_tensor=1, engine_data=1,
         kv_tokens=1024, memory_fraction=0.8, max_running=8,
     )  # fmt: skip
@@ -113,7 +114,7 @@ def rank(name: str) -> None:
 
     from twinpod.records.model_shape import shape_from_huggingface
     from twinpod.records.training import TrainSettings
-    from twinpod.trainer.megatron import build_rank, lay_out, start_ranks
+    from twinpod.trainer.megatron import Activations, build_rank, lay_out, start_ranks
     from twinpod.trainer.memory import RankMemory
     from twinpod.trainer.place import Sizes
     from twinpod.trainer.publish import Publisher
@@ -133,7 +134,7 @@ def rank(name: str) -> None:
             Path("/proc/self/clear_refs").write_text("5")
 
         mark("start")
-        one = build_rank(shape_from_huggingface(shape.config), place, machine)
+        one = build_rank(shape_from_huggingface(shape.config), place, machine, Activations(recompute=shape.recompute))
         weights = dict(one.optimizer.blank())
         load_random(weights, one.shape, place, 0)
         one.optimizer.take(weights)

@@ -154,13 +154,6 @@ BAD: tuple[Bad, ...] = (
         "spec.algorithm.miniBatches: Invalid value: 5 is above groupsPerIteration (4); each has a group at least",
     ),
     bad(
-        "spec.dataset.addSpecialTokens",
-        "once",
-        'spec.dataset.addSpecialTokens: is "once"; must be true or false',
-        'spec.dataset.addSpecialTokens: Invalid value: "string": spec.dataset.addSpecialTokens in body must be of type '
-        'boolean: "string"',
-    ),
-    bad(
         "spec.algorithm.learningRateSchedule",
         {"decay": "cosine", "minimum": "1e-3"},
         'spec.algorithm.learningRateSchedule.minimum: "1e-3" is above learningRate ("5e-4"): a decay falls',
@@ -665,30 +658,6 @@ BAD: tuple[Bad, ...] = (
             'spec.reward.target: Invalid value: "nothing": spec.reward.target in body should match '
             "'^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$'"
         ),
-    ),
-    bad(
-        "spec.timeouts.stall",
-        900,
-        'spec.timeouts.stall: is the bare number 900; write it with its unit, such as "900s"',
-        'spec.timeouts.stall: Invalid value: "integer": spec.timeouts.stall in body must be of type string: "integer"',
-    ),
-    bad(
-        "spec.timeouts.engine",
-        "0s",
-        'spec.timeouts.engine: "0s" is not a duration above 0; write one such as "90s", "15m" or "1h30m"',
-        'spec.timeouts.engine: Invalid value: "0s": spec.timeouts.engine in body should match',
-    ),
-    bad(
-        "spec.timeouts.train",
-        "1d",
-        'spec.timeouts.train: "1d" is not a duration above 0; write one such as "90s", "15m" or "1h30m"',
-        'spec.timeouts.train: Invalid value: "1d": spec.timeouts.train in body should match',
-    ),
-    bad(
-        "spec.timeouts.patience",
-        "90s",
-        "spec.timeouts.patience: unknown field; known here: stall, pods, engine, weights, train, snapshot, collective",
-        'strict decoding error: unknown field "spec.timeouts.patience"',
     ),
     bad(
         "spec.reward.timeoutSeconds",

@@ -124,11 +124,6 @@ def test_wrong_input_is_never_retried(folder: Path) -> None:
     assert line.startswith("failed: j-master/main ended with exit code 2: spec.seed: is wrong")
 
 
-def test_wrong_input_that_a_sidecar_finds_ends_the_run_too(folder: Path) -> None:
-    (line,) = play(folder, IDLE, "echo twinpod: spec.seed: is wrong; exit 2", restarts=3)
-    assert line.startswith("failed: j-master/side ended with exit code 2: twinpod: spec.seed: is wrong")
-
-
 def test_a_dead_sidecar_is_started_again_while_the_pod_goes_on(folder: Path) -> None:
     die_once = f"test -e {STATE}/died && {{ echo up > {STATE}/alive; {IDLE}; }}; touch {STATE}/died; exit 7"
     lines = play(folder, f"read word < {STATE}/alive; echo $word", die_once)

@@ -23,7 +23,7 @@ from twinpod.errors import (
     WeightsGapError,
 )
 from twinpod.master.__main__ import exit_code
-from twinpod.master.dispatcher import Dispatcher
+from twinpod.master.dispatcher import Dispatcher, Patience
 from twinpod.master.elastic import stands_idle, whom_to_ask
 from twinpod.master.halves import Halves, Order
 from twinpod.master.health import Health
@@ -33,7 +33,6 @@ from twinpod.master.work_buffer import Ended, Rules, WorkBuffer
 from twinpod.master.worker_group import loading_seconds, missing_halves
 from twinpod.records.life import Command, EngineState, HalfKind, HalfStatus, Reply, Verb
 from twinpod.records.rollout import Group, GroupState, PullRequest, Segment, Trajectory, WorkResult
-from twinpod.records.timeouts import Timeouts
 from twinpod.testing.small_run import generate, prompts, record, settings
 
 KEYS = Keys(namespace="n", job_uid="u")
@@ -155,7 +154,7 @@ def asks(worker: str, tokens: int = 0) -> PullRequest:
 
 async def test_a_phase_lives_while_tokens_are_made_and_ends_when_none_are() -> None:
     now = [0.0]
-    dispatcher = Dispatcher(lambda: now[0], Timeouts(stall_s=10.0, silent_worker_s=1e9), tick_s=0.001)
+    dispatcher = Dispatcher(lambda: now[0], Patience(tick_s=0.001, stall_s=10.0, silent_worker_s=1e9))
     dispatcher.epoch = 1
     sampling = settings().sampling
     buffer = WorkBuffer(rules=Rules(wanted=1, in_flight=1, sampling=sampling, seed=1), epoch=1, iteration=1, version=3)
@@ -178,7 +177,7 @@ async def test_a_phase_lives_while_tokens_are_made_and_ends_when_none_are() -> N
 
 async def test_a_helper_gets_work_once_it_is_sworn_and_what_it_holds_is_not_waited_for() -> None:
     now, few = [0.0], Few(set())
-    dispatcher = Dispatcher(lambda: now[0], tick_s=0.001)
+    dispatcher = Dispatcher(lambda: now[0], Patience(tick_s=0.001))
     dispatcher.epoch = 1
     sampling = settings().sampling
     buffer = WorkBuffer(rules=Rules(wanted=1, in_flight=2, sampling=sampling, seed=1), epoch=1, iteration=1, version=3)

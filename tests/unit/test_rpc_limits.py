@@ -173,7 +173,7 @@ def test_what_is_said_of_published_weights_does_not_grow_with_the_model(pods: in
     assert convert.reply_to_pb(reply).ByteSize() <= MESSAGE_LIMIT
     copies = copies_of(10**9, 10**6, 10**6, shards)
     peers = [f"{name}-pool-{number}.{name}.{name}.svc:7402" for number in range(helpers)]
-    order = serve_order(HALF, copies, 10**6, 600.0, "join-1", peers)
+    order = serve_order(HALF, copies, 10**6, "join-1", peers)
     command = Command(
         key=name, verb=order.verb, epoch=1, iteration=1, version=1, argument=order.argument, deadline_s=1.0
     )

@@ -17,7 +17,6 @@ from twinpod.api.quantity import PATTERN as QUANTITY_PATTERN
 from twinpod.api.quantity import QuantityError, parse
 
 DECIMAL_PATTERN = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?$"
-DURATION_PATTERN = r"^([1-9][0-9]{0,5}h)?([1-9][0-9]{0,5}m)?([1-9][0-9]{0,6}s)?$"
 INT32 = 2_147_483_647
 
 
@@ -55,25 +54,6 @@ def _quantity(value: object) -> object:
             raise PydanticCustomError("quantity", "{why}", {"why": str(error)}) from error
     return value
 
-
-def _duration(value: object) -> object:
-    """Refuse numbers without a unit and text that is no duration above 0."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise PydanticCustomError("duration", f'is the bare number {value}; write it with its unit, such as "{value}s"')
-    if isinstance(value, str) and not (2 <= len(value) <= 32 and re.match(DURATION_PATTERN, value)):
-        raise PydanticCustomError(
-            "duration", f'"{value}" is not a duration above 0; write one such as "90s", "15m" or "1h30m"'
-        )
-    return value
-
-
-Duration = Annotated[
-    str,
-    Strict(),
-    BeforeValidator(_duration),
-    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN, "minLength": 2, "maxLength": 32}),
-]
-"""A time above 0 in hours, minutes and seconds, as Kubernetes writes it; `api.timeouts.seconds` gives the number."""
 
 Decimal = Annotated[
     str,

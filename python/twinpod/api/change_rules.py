@@ -28,7 +28,6 @@ SUSPENDED_JOB_FIELDS = (
     "master",
     "storage.snapshotEvery",
     "storage.keepIterations",
-    "timeouts",
     "priorityClassName",
 )
 FREE_JOB_FIELDS = (

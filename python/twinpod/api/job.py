@@ -29,7 +29,6 @@ from twinpod.api.base import (
     Text,
     derived,
 )
-from twinpod.api.deadlines import TimeoutsSpec
 from twinpod.api.meta import Metadata
 from twinpod.api.patch import PodPatch
 from twinpod.api.pods import HybridSpec, ResourceList, Resources, engines_for
@@ -353,7 +352,6 @@ class JobSpec(Part):
     hybrid: HybridSpec = HybridSpec()
     storage: StorageSpec = StorageSpec()
     failure_policy: FailurePolicy = FailurePolicy()
-    timeouts: TimeoutsSpec = TimeoutsSpec()
 
     @model_validator(mode="after")
     def _derive(self) -> Self:

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -24,7 +24,6 @@ from twinpod.api import names
 from twinpod.api.environment import Environment, read_environment
 from twinpod.api.load import load_manifest
 from twinpod.api.model_folder import write_model_folder
-from twinpod.api.timeouts import timeouts_of
 from twinpod.api.types import RLJob
 from twinpod.coordination.etcd import EtcdStore
 from twinpod.coordination.keys import Keys
@@ -44,7 +43,7 @@ from twinpod.master.prompts import PromptSource
 from twinpod.master.registry import Registry
 from twinpod.master.rewards import Judge
 from twinpod.master.service import GrpcHalf, MasterService
-from twinpod.master.settings import MasterSettings, identity_of, settings_of
+from twinpod.master.settings import identity_of, settings_of
 from twinpod.master.sinks import AsyncBooks
 from twinpod.master.takeover import leave_when_superseded, take_books
 from twinpod.master.worker_group import WorkerGroup
@@ -83,7 +82,7 @@ async def run(job: RLJob, environment: Environment, shape: ModelShape) -> int:
     longest = limits.longest_of(everything, dataset.items)
     limits.check_lengths(job.spec.rollout.max_tokens, longest, limits.limits_of(shape, job.spec.hybrid.inference))
     keys: dict[int, int] = {}
-    settings = settings_of(job, tokenizer.stop_ids, timeouts_of(job, shape))
+    settings = settings_of(job, tokenizer.stop_ids)
     host = listening_host(environment.address)
     async with AsyncExitStack() as stack:
         thread = stack.enter_context(ThreadPoolExecutor(1, "judge"))
@@ -102,8 +101,9 @@ async def run(job: RLJob, environment: Environment, shape: ModelShape) -> int:
         keys.update(dataset.keys(parts))
         async_books = AsyncBooks(books, stack.enter_context(ThreadPoolExecutor(1, "books")))
         judge = Judge(scorer, tokenizer.decode, settings.repeat_penalty, thread)
-        dispatcher = Dispatcher(time.monotonic, settings.timeouts)
-        workers = workers_of(settings, registry, environment.tls, dispatcher.lose)
+        halves = Halves(lambda address: GrpcHalf(address, environment.tls), asyncio.sleep, time.monotonic)
+        dispatcher = Dispatcher(time.monotonic)
+        workers = WorkerGroup(registry, halves, asyncio.sleep, replicas=settings.hybrid_replicas, lost=dispatcher.lose)
         reporter = Reporter(registry, async_books, time.time, settings.iterations)
         curves = BoardFiles(environment.snapshots / "tensorboard")
         stack.callback(curves.close)
@@ -132,13 +132,6 @@ async def run(job: RLJob, environment: Environment, shape: ModelShape) -> int:
         conductor = Conductor(wired)
         watching = leave_when_superseded(registry, lambda: conductor.epoch, asyncio.sleep)
         return await conduct(conductor, reporter, watching, LEAVE_SHARE * environment.grace_s)
-
-
-def workers_of(settings: MasterSettings, registry: Registry, tls: Path, lost: Callable[[str], None]) -> WorkerGroup:
-    """The job's halves, over gRPC."""
-    halves = Halves(lambda address: GrpcHalf(address, tls), asyncio.sleep, time.monotonic)
-    replicas, timeouts = settings.hybrid_replicas, settings.timeouts
-    return WorkerGroup(registry, halves, asyncio.sleep, replicas=replicas, lost=lost, timeouts=timeouts)
 
 
 async def conduct(

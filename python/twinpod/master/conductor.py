@@ -77,11 +77,7 @@ class Conductor:
         self._epoch = 0
         self._line = 1
         self._weights = WeightSync(
-            parts.workers,
-            parts.registry,
-            parts.reporter,
-            moves_memory=parts.settings.moves_memory,
-            deadline_s=parts.settings.timeouts.weights_s,
+            parts.workers, parts.registry, parts.reporter, moves_memory=parts.settings.moves_memory
         )
         self._served = ""  # what the engines said they served at the end of the rollout phase, for an error's line
         self._iterating = self._leaving = False
@@ -138,14 +134,7 @@ class Conductor:
         await p.reporter.phase("load", iteration=resume.iteration + 1, waiting_for="trainer")
         argument = json.dumps({"snapshot": resume.snapshot, "version": version})
         await p.workers.train(
-            Order(
-                verb=Verb.ONLOAD,
-                iteration=resume.iteration,
-                version=version,
-                argument=argument,
-                mark="load",
-                deadline_s=self._s.timeouts.snapshot_s,
-            )
+            Order(verb=Verb.ONLOAD, iteration=resume.iteration, version=version, argument=argument, mark="load")
         )
         timer = PhaseTimer(p.clock)
         await self._weights.publish(timer, resume.iteration, version)
@@ -224,7 +213,7 @@ class Conductor:
         with timer.spend("switch"):
             await self._p.workers.rest(iteration)
             if self._s.moves_memory:
-                await self._p.workers.train(self._weights.order(Verb.ONLOAD, iteration))
+                await self._p.workers.train(Order(verb=Verb.ONLOAD, iteration=iteration))
 
     async def _plan(self, iteration: int, group_ids: tuple[int, ...]) -> BatchPlan:
         scored = await self._p.async_books.do(lambda books: read.scored(books.connection, group_ids))
@@ -245,7 +234,7 @@ class Conductor:
         p.batches.lay(batch)
         with timer.spend("train"):
             reply = await p.workers.train(
-                Order(verb=Verb.TRAIN, iteration=iteration, version=batch.version, deadline_s=self._s.timeouts.train_s)
+                Order(verb=Verb.TRAIN, iteration=iteration, version=batch.version, deadline_s=86_400)
             )
         p.batches.lay(None)
         stats = codec.loads(TrainStats, reply.detail)
@@ -266,9 +255,7 @@ class Conductor:
         await self._p.reporter.phase("snapshot", waiting_for="trainer")
         folder = snapshot_folder(self._p.snapshots, iteration, self._epoch)
         with timer.spend("snapshot"):
-            order = Order(
-                verb=Verb.SNAPSHOT, iteration=iteration, argument=folder, deadline_s=self._s.timeouts.snapshot_s
-            )
+            order = Order(verb=Verb.SNAPSHOT, iteration=iteration, argument=folder, deadline_s=3600)
             await self._p.workers.train(order)
         return folder
 
@@ -341,9 +328,8 @@ class Conductor:
         await p.reporter.phase("export", iteration=last + 1, state="Finishing", waiting_for="trainer")
         if self._s.moves_memory:
             await p.workers.rest(last + 1, mark="export")
-            await p.workers.train(self._weights.order(Verb.ONLOAD, last + 1))
-        folder, limit = str(p.snapshots / "export"), self._s.timeouts.snapshot_s
-        order = Order(verb=Verb.EXPORT, iteration=last + 1, argument=folder, deadline_s=limit)
+            await p.workers.train(Order(verb=Verb.ONLOAD, iteration=last + 1))
+        order = Order(verb=Verb.EXPORT, iteration=last + 1, argument=str(p.snapshots / "export"), deadline_s=3600)
         await p.workers.train(order)
         if p.source.held_out:
             if self._s.moves_memory:

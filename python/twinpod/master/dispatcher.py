@@ -20,7 +20,6 @@ from typing import Protocol
 from twinpod.errors import EngineFault, StaleEpoch, Unreachable
 from twinpod.master.work_buffer import Ended, WorkBuffer
 from twinpod.records.rollout import Group, PullRequest, Segment, WorkBatch, WorkItem, WorkResult
-from twinpod.records.timeouts import USUAL, Timeouts
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +72,17 @@ class OpenRoster:
         return True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long the dispatcher waits, in seconds."""
+
+    silent_worker_s: float = 45.0  # longer than a worker's longest pull
+    cut_s: float = 60.0  # to give back what was cut
+    helper_cut_s: float = 3.0  # the same, for workers that nobody waits for
+    stall_s: float = 900.0  # without a token from any engine while work is to be done
+    tick_s: float = 1.0
+
+
 _Give = tuple[Sequence[WorkResult], asyncio.Future[int]]
 
 
@@ -89,20 +99,15 @@ class _Phase:
 class Dispatcher:
     """Life: as long as the master; `epoch` is set once it is known. One phase at a time."""
 
-    def __init__(self, clock: Callable[[], float], timeouts: Timeouts = USUAL, tick_s: float = 1.0) -> None:
+    def __init__(self, clock: Callable[[], float], patience: Patience | None = None) -> None:
         self.epoch = 0
-        self._clock, self._timeouts, self._tick_s = clock, timeouts, tick_s
+        self._clock, self._patience = clock, patience or Patience()
         self._phase: _Phase | None = None
         self._changed = asyncio.Event()  # there may be work
         self._turned = asyncio.Event()  # a phase began, closes or is over
         self._filling = asyncio.Lock()
         self._iteration = 0
         self._closed = False
-
-    @property
-    def longest_pull_s(self) -> float:
-        """How long a worker may be kept waiting."""
-        return self._timeouts.longest_pull_s
 
     async def run(self, buffer: WorkBuffer, sink: Sink, roster: Roster, tell: Callable[[int, int], None]) -> None:
         """One rollout phase, to its end.
@@ -120,20 +125,20 @@ class Dispatcher:
                 buffer.close()
             self._turn()
             while not buffer.done:
-                await self._wait(self._tick_s)
+                await self._wait(self._patience.tick_s)
                 now = self._clock()
                 tell(buffer.finished, buffer.rules.wanted)
-                if lost := buffer.lose_silent(now, self._timeouts.silent_worker_s):
+                if lost := buffer.lose_silent(now, self._patience.silent_worker_s):
                     log.warning("items lost with their worker", extra={"items": lost})
                     self._wake()
                 if buffer.closing:
                     if closed_at is None:
                         self._turn()
                     closed_at = closed_at or now
-                    self._lose_late(phase, now - closed_at, self._timeouts)
-                elif now - phase.alive > self._timeouts.stall_s:
+                    self._lose_late(phase, now - closed_at, self._patience)
+                elif now - phase.alive > self._patience.stall_s:
                     raise Unreachable(
-                        f"no token was generated for {self._timeouts.stall_s:.0f} s",
+                        f"no token was generated for {self._patience.stall_s:.0f} s",
                         where="rollout workers",
                         mend="see the inference containers' logs",
                     )
@@ -161,12 +166,12 @@ class Dispatcher:
             self._wake()
 
     @staticmethod
-    def _lose_late(phase: _Phase, waited_s: float, timeouts: Timeouts) -> None:
+    def _lose_late(phase: _Phase, waited_s: float, patience: Patience) -> None:
         """The phase is over and waits for what was cut: not for ever, and for workers that only help hardly at all."""
         buffer = phase.buffer
-        if waited_s > timeouts.cut_s:
+        if waited_s > patience.cut_s:
             log.warning("cut work was not returned", extra={"items": buffer.lose_all()})
-        elif waited_s > timeouts.helper_cut_s:
+        elif waited_s > patience.helper_cut_s:
             for worker in (worker for worker in buffer.holders() if not phase.roster.is_awaited(worker)):
                 log.info("cut work is not waited for", extra={"worker": worker, "items": buffer.reclaim(worker, ())})
 

@@ -26,6 +26,7 @@ from twinpod.records.life import EngineState, HalfKind, HalfStatus, Reply, Verb
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0  # between two looks for newcomers
+SERVE_S = 600.0
 _BUSY = (EngineState.SERVING, EngineState.STARTING, EngineState.LOADING)
 
 
@@ -36,10 +37,8 @@ class ElasticEngines:
     back and is asked, too. lost: told of each helping pod that is a member no more.
     """
 
-    def __init__(
-        self, registry: Registry, halves: Halves, pause: Pause, lost: Callable[[str], None], serve_s: float
-    ) -> None:
-        self._registry, self._halves, self._pause, self._lost, self._serve_s = registry, halves, pause, lost, serve_s
+    def __init__(self, registry: Registry, halves: Halves, pause: Pause, lost: Callable[[str], None]) -> None:
+        self._registry, self._halves, self._pause, self._lost = registry, halves, pause, lost
         self._seen: frozenset[str] = frozenset()
         self._asked: dict[str, asyncio.Task[None]] = {}
         self._number = 0
@@ -75,7 +74,7 @@ class ElasticEngines:
                 if member.pod not in self._asked and (self.hybrid_ready or member.pod not in hybrid):
                     self._number += 1
                     peers = [one.address for one in members if one.pod in hybrid or one.pod in self.serving]
-                    order = serve_order(member, copies, iteration, self._serve_s, f"join-{self._number}", peers)
+                    order = serve_order(member, copies, iteration, f"join-{self._number}", peers)
                     ask = self._join(member, order, hybrid)
                     self._asked[member.pod] = asyncio.create_task(ask)
             await self._pause(LOOK_S)
@@ -109,16 +108,14 @@ def stands_idle(member: HalfStatus, version: int) -> bool:
     return not busy or (member.state == EngineState.SERVING.value and member.version != version)
 
 
-def serve_order(
-    member: HalfStatus, copies: Copies, iteration: int, deadline_s: float, mark: str = "", peers: Sequence[str] = ()
-) -> Order:
+def serve_order(member: HalfStatus, copies: Copies, iteration: int, mark: str = "", peers: Sequence[str] = ()) -> Order:
     """Take this version and serve it, with what the half needs to find it."""
     return Order(
         verb=Verb.SERVE,
         iteration=iteration,
         version=copies.version,
         argument=codec.dumps(copies.serving(member.pod, peers)),
-        deadline_s=deadline_s,
+        deadline_s=SERVE_S,
         mark=mark,
     )
 

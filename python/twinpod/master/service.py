@@ -23,6 +23,8 @@ from twinpod.rpc.convert import (
 )
 from twinpod.rpc.v1 import half_pb2_grpc, master_pb2, master_pb2_grpc
 
+LONGEST_PULL_S = 20.0
+
 
 class MasterService(master_pb2_grpc.MasterServicer):
     """Served on :7400. Before the master has its epoch every call is Unreachable, which callers repeat."""
@@ -36,9 +38,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Long poll for work."""
         self._begun()
         asked = pull_from_pb(request)
-        return work_batch_to_pb(
-            await self._dispatcher.pull(replace(asked, wait_s=min(asked.wait_s, self._dispatcher.longest_pull_s)))
-        )
+        return work_batch_to_pb(await self._dispatcher.pull(replace(asked, wait_s=min(asked.wait_s, LONGEST_PULL_S))))
 
     async def ReturnWork(  # noqa: N802  # the proto's name
         self, request: master_pb2.ReturnRequest, context: Any

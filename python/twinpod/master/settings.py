@@ -9,7 +9,6 @@ from twinpod.api.types import RLJob
 from twinpod.master.books import Identity
 from twinpod.records.life import LifeCycle
 from twinpod.records.rollout import SamplingSettings
-from twinpod.records.timeouts import Timeouts
 from twinpod.replay.baseline import Baseline
 
 
@@ -34,10 +33,9 @@ class MasterSettings:
     hybrid_replicas: int
     life_cycle: LifeCycle
     moves_memory: bool  # trainer state leaves the accelerator for the rollout phase (OFFLOAD, ONLOAD)
-    timeouts: Timeouts
 
 
-def settings_of(job: RLJob, stop_token_ids: tuple[int, ...], timeouts: Timeouts) -> MasterSettings:
+def settings_of(job: RLJob, stop_token_ids: tuple[int, ...]) -> MasterSettings:
     """The settings of a validated job."""
     spec = job.spec
     rollout, algorithm, hybrid = spec.rollout, spec.algorithm, spec.hybrid
@@ -67,7 +65,6 @@ def settings_of(job: RLJob, stop_token_ids: tuple[int, ...], timeouts: Timeouts)
         hybrid_replicas=hybrid.replicas,
         life_cycle=LifeCycle(hybrid.life_cycle),
         moves_memory=hybrid.accelerators > 0 or hybrid.trainer.offload,
-        timeouts=timeouts,
     )
 
 

@@ -20,21 +20,12 @@ from twinpod.records.weights import ShardRef
 class WeightSync:
     """Life: as long as the conductor; `epoch` is set once it is known, `close` at the end.
 
-    moves_memory: trainer and engines share accelerators, so one has to let go before the other comes. deadline_s: of
-    each order to the trainer.
+    moves_memory: trainer and engines share accelerators, so one has to let go before the other comes.
     """
 
-    def __init__(
-        self,
-        workers: WorkerGroup,
-        registry: Registry,
-        reporter: Reporter,
-        *,
-        moves_memory: bool,
-        deadline_s: float,
-    ) -> None:
+    def __init__(self, workers: WorkerGroup, registry: Registry, reporter: Reporter, *, moves_memory: bool) -> None:
         self._workers, self._registry, self._reporter = workers, registry, reporter
-        self._moves_memory, self._deadline_s = moves_memory, deadline_s
+        self._moves_memory = moves_memory
         self._current: Copies | None = None
         self._preparing: asyncio.Task[None] | None = None  # engines that come up beside a publication
         self.epoch = 0
@@ -52,7 +43,7 @@ class WeightSync:
         with timer.spend("weights"):
             if not self._moves_memory:
                 self._preparing = self._workers.preparing(iteration)
-            reply = await self._workers.train(self.order(Verb.PUBLISH, iteration, version))
+            reply = await self._workers.train(Order(verb=Verb.PUBLISH, iteration=iteration, version=version))
         shards = codec.loads(_Shards, f'{{"shards":{reply.detail}}}').shards
         self._current = copies_of(version, self.epoch, iteration, shards)
 
@@ -61,13 +52,9 @@ class WeightSync:
         await self._reporter.phase("switch", waiting_for="engines")
         with timer.spend("switch"):
             if self._moves_memory:
-                await self._workers.train(self.order(Verb.OFFLOAD, iteration))
+                await self._workers.train(Order(verb=Verb.OFFLOAD, iteration=iteration))
             await (self._preparing or self._workers.preparing(iteration))
         self._preparing = None
-
-    def order(self, verb: Verb, iteration: int, version: int = 0) -> Order:
-        """To the trainer, about its weights."""
-        return Order(verb=verb, iteration=iteration, version=version, deadline_s=self._deadline_s)
 
     async def announce(self) -> None:
         """Make the current version the committed one, in etcd."""

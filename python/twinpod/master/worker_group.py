@@ -15,11 +15,10 @@ from contextlib import AbstractAsyncContextManager
 
 from twinpod.errors import Unreachable
 from twinpod.master.copies import Copies
-from twinpod.master.elastic import ElasticEngines, leniently, serve_order
+from twinpod.master.elastic import SERVE_S, ElasticEngines, leniently, serve_order
 from twinpod.master.halves import Halves, Order, gather
 from twinpod.master.registry import Pause, Registry
 from twinpod.records.life import HalfKind, HalfStatus, Reply, Verb
-from twinpod.records.timeouts import USUAL, Timeouts
 
 LOOK_S = 0.5  # between two looks for members at the start
 FAREWELL_S = 2.0  # for helping pods to hear that the run is over
@@ -39,14 +38,14 @@ class WorkerGroup:
         *,
         replicas: int,
         lost: Callable[[str], None] = lambda pod: None,
-        timeouts: Timeouts = USUAL,
+        gather_s: float = 900.0,
     ) -> None:
         self._registry, self._halves, self._pause = registry, halves, pause
-        self._replicas, self._timeouts = replicas, timeouts
+        self._replicas, self._gather_s = replicas, gather_s
         self._lead: HalfStatus | None = None
         self._hybrid: frozenset[str] = frozenset()
         self._last: dict[str, HalfStatus] = {}  # inference halves of hybrid pods, as last seen
-        self._elastic = ElasticEngines(registry, halves, pause, lost, timeouts.engine_s)
+        self._elastic = ElasticEngines(registry, halves, pause, lost)
 
     @property
     def engines(self) -> int:
@@ -75,7 +74,7 @@ class WorkerGroup:
 
         `tell`: who is missing, in words.
         """
-        for _ in range(int(self._timeouts.pods_s / LOOK_S)):
+        for _ in range(int(self._gather_s / LOOK_S)):
             members = await self._registry.members()
             missing = missing_halves(members, self._replicas)
             tell(missing)
@@ -84,7 +83,7 @@ class WorkerGroup:
             await self._pause(LOOK_S)
         else:
             raise Unreachable(
-                f"{missing} did not report within {self._timeouts.pods_s:.0f} s",
+                f"{missing} did not report within {self._gather_s:.0f} s",
                 where="pods",
                 mend="see the pods' logs and events",
             )
@@ -100,7 +99,7 @@ class WorkerGroup:
 
     async def prepare(self, iteration: int) -> None:
         """Engines come up, with whatever weights."""
-        order = Order(verb=Verb.PREPARE, iteration=iteration, deadline_s=self._timeouts.engine_s)
+        order = Order(verb=Verb.PREPARE, iteration=iteration, deadline_s=SERVE_S)
         await self._all(lambda member: order)
 
     def preparing(self, iteration: int) -> asyncio.Task[None]:
@@ -112,7 +111,7 @@ class WorkerGroup:
 
         Returns the seconds that verifying and loading took, by the slowest.
         """
-        replies = await self._all(lambda member: serve_order(member, copies, iteration, self._timeouts.engine_s))
+        replies = await self._all(lambda member: serve_order(member, copies, iteration))
         self._elastic.hybrid_ready = True
         return max((loading_seconds(reply) for reply in replies), default=0.0)
 
@@ -122,12 +121,12 @@ class WorkerGroup:
 
     async def rest(self, iteration: int, mark: str = "") -> None:
         """The rollout phase is over: engines free what the trainer needs. `mark`: see Order."""
-        order = Order(verb=Verb.REST, iteration=iteration, deadline_s=self._timeouts.rest_s, mark=mark)
+        order = Order(verb=Verb.REST, iteration=iteration, deadline_s=120.0, mark=mark)
         await self._all(lambda member: order)
 
     async def dismiss(self, iteration: int) -> None:
         """Everybody may go; who is gone already does not matter, and helping pods need not answer."""
-        order = Order(verb=Verb.EXIT, iteration=iteration, deadline_s=self._timeouts.exit_s)
+        order = Order(verb=Verb.EXIT, iteration=iteration, deadline_s=20.0)
         awaited: list[asyncio.Task[Reply | None]] = []
         others: list[asyncio.Task[Reply | None]] = []
         for member in await self._registry.members():

@@ -15,7 +15,6 @@ from twinpod.api.environment import Environment, read_environment
 from twinpod.api.pod_view import load_job
 from twinpod.errors import TwinpodError
 from twinpod.records.rollout import PullRequest, WorkBatch, WorkResult
-from twinpod.records.timeouts import USUAL, Timeouts
 from twinpod.rollout.engine_file import EngineFile
 from twinpod.rollout.engines import several
 from twinpod.rollout.ports import EngineEndpoint, EnginePort
@@ -26,26 +25,28 @@ from twinpod.rpc.convert import pull_to_pb, work_batch_from_pb, work_result_to_p
 from twinpod.rpc.v1 import master_pb2, master_pb2_grpc
 
 ENGINE_FILE = "engine.json"  # in the pod's run folder; written by the inference half
+PULL_SLACK_S = 10.0  # on top of the wait that a pull asks for
+GIVE_S = 30.0  # deadline of a give: the master stores before it answers
 
 
 class GrpcMaster:
     """MasterPort over gRPC."""
 
-    def __init__(self, channel: grpc.aio.Channel, address: str, timeouts: Timeouts = USUAL) -> None:
+    def __init__(self, channel: grpc.aio.Channel, address: str) -> None:
         self._stub: Any = master_pb2_grpc.MasterStub(channel)  # type: ignore[no-untyped-call]  # generated code
-        self._address, self._timeouts = address, timeouts
+        self._address = address
 
     async def pull(self, pull: PullRequest) -> WorkBatch:
         """Long poll."""
         request = pull_to_pb(pull)
-        timeout = pull.wait_s + self._timeouts.pull_slack_s
+        timeout = pull.wait_s + PULL_SLACK_S
         answer = await ask(self._stub.PullWork, request, timeout=timeout, where=f"{self._address} PullWork")
         return work_batch_from_pb(answer)
 
     async def give(self, epoch: int, results: Sequence[WorkResult]) -> None:
         """Stored when it returns."""
         request = master_pb2.ReturnRequest(epoch=epoch, results=[work_result_to_pb(result) for result in results])
-        await ask(self._stub.ReturnWork, request, timeout=self._timeouts.give_s, where=f"{self._address} ReturnWork")
+        await ask(self._stub.ReturnWork, request, timeout=GIVE_S, where=f"{self._address} ReturnWork")
 
 
 def connect(serving: EngineEndpoint) -> EnginePort:

@@ -9,7 +9,6 @@ from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.records.life import LifeCycle
 from twinpod.records.rollout import Prompt, SamplingSettings, Segment, Stop, WorkItem, WorkResult
 from twinpod.records.run import IterationRecord, PhaseSeconds
-from twinpod.records.timeouts import Timeouts
 from twinpod.records.training import GIVEN, RankBatch, Sample, StepStats, TrainStats
 from twinpod.records.weights import ShardRef
 from twinpod.replay.baseline import Baseline
@@ -46,7 +45,6 @@ def settings(**changes: object) -> MasterSettings:
         "hybrid_replicas": 1,
         "life_cycle": LifeCycle.RESTART,
         "moves_memory": False,
-        "timeouts": Timeouts(),
     }
     return MasterSettings(**(values | changes))  # type: ignore[arg-type]  # the names are the record's own
 

@@ -24,7 +24,6 @@ from twinpod.api.load import load_manifest
 from twinpod.api.model_folder import hf_config, write_model_folder
 from twinpod.api.pods import HybridSpec
 from twinpod.api.quantity import to_bytes
-from twinpod.api.timeouts import timeouts_of
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault, InputError, TwinpodError
 from twinpod.records.model_shape import ModelShape
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from twinpod.trainer.place import Place
 
 log = logging.getLogger("twinpod.trainer")
+RANKS_TIMEOUT_S = 600.0
 # What Megatron warns of without its GPU companions, or about itself: the normal state of a CPU platform.
 NOISE = (
     ".*(Apex|Transformer Engine|custom_layers.transformer_engine|dynamic_context|full scope is deprecated"
@@ -102,9 +102,8 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
     if leader:
         write_model_folder(job, environment.model_folder)
     link = torchrun.link or f"{environment.address}:{names.TRAINING_PORT}"
-    timeouts = timeouts_of(job, rank.shape)
-    control = Control(timeouts.collective_s)
-    replica = Replica(control, place.dp_rank, timeouts.collective_s)
+    control = Control(RANKS_TIMEOUT_S)
+    replica = Replica(control, place.dp_rank, RANKS_TIMEOUT_S)
     settings = train_settings(job)
     duties = Duties(
         rank=rank,
@@ -129,11 +128,7 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
         duties,
         HalfClient(link, environment.tls, attempt=torchrun.attempt) if leader else None,
         MasterClient(
-            environment.master,
-            environment.tls,
-            rank=place.dp_rank,
-            layout=data_layout(settings, rank.shape, place),
-            fetch_s=timeouts.fetch_s,
+            environment.master, environment.tls, rank=place.dp_rank, layout=data_layout(settings, rank.shape, place)
         )
         if replica.leads
         else None,
@@ -153,7 +148,7 @@ def built_rank(job: RLJob, config: dict[str, Any], torchrun: Torchrun) -> RankMo
     machine = start_ranks(
         local_rank=torchrun.local_rank,
         dtype=job.spec.model.dtype,
-        timeout_s=timeouts_of(job, shape).collective_s,
+        timeout_s=RANKS_TIMEOUT_S,
         layer_spec=spec.layer_spec or "TransformerEngine",
     )
     check_accelerators(job.spec.hybrid, on_cpu=machine.is_cpu)

@@ -20,6 +20,7 @@ from twinpod.rpc.v1 import half_pb2, half_pb2_grpc, master_pb2_grpc
 TURN_S = 20.0  # one turn of the long poll; ranks never wait longer than this for rank 0
 MARGIN_S = 10.0  # beyond a turn, before the half counts as gone
 PATIENCE_S = 60.0  # a half that restarts may be away for so long
+FETCH_S = 540.0  # below the limit of a collective: the other ranks wait in one
 
 
 class HalfClient:
@@ -46,16 +47,14 @@ class HalfClient:
 class MasterClient:
     """The batch source of one data-parallel rank: `Master.FetchBatch`."""
 
-    def __init__(self, address: str, tls: Path, *, rank: int, layout: DataLayout, fetch_s: float) -> None:
+    def __init__(self, address: str, tls: Path, *, rank: int, layout: DataLayout) -> None:
         self._stub = master_pb2_grpc.MasterStub(blocking_channel(address, tls))  # type: ignore[no-untyped-call]
-        self._where, self._rank, self._layout, self._fetch_s = f"master {address}", rank, layout, fetch_s
+        self._where, self._rank, self._layout = f"master {address}", rank, layout
 
     def fetch(self, epoch: int, iteration: int) -> Iterator[bytes]:
         """The messages as they come; ProtocolError when the master sends another iteration's."""
         request = request_to_pb(epoch, iteration, self._rank, self._layout)
-        for part in ask_stream_blocking(
-            self._stub.FetchBatch, request, timeout=self._fetch_s, where=self._where, wait=True
-        ):
+        for part in ask_stream_blocking(self._stub.FetchBatch, request, timeout=FETCH_S, where=self._where, wait=True):
             if part.HasField("head") and part.head.iteration != iteration:
                 raise ProtocolError(
                     f"sent the batch of iteration {part.head.iteration} instead of {iteration}", where=self._where

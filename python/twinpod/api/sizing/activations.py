@@ -38,8 +38,8 @@ def kept(setup: Setup, tokens: int) -> Kept:
     if setup.recompute == "Full":
         a_token, again = boundary, full
     elif setup.recompute == "Selective":
-        scores = _scores(setup, length)
-        a_token, again = full - scores, scores
+        again = _selected(setup, length)
+        a_token = full - again
     else:
         a_token, again = full, 0
     in_flight = shape.layers  # first stage of 1F1B: layers / pipeline, pipeline micro-batches in flight
@@ -50,6 +50,13 @@ def _layer(setup: Setup, length: int) -> int:
     """Bytes a token that one layer keeps on one rank."""
     whole, split = (_local_layer if setup.local_layers else _fused_layer)(setup)
     return whole // (setup.tensor if setup.sequence_parallel else 1) + split // setup.tensor + _scores(setup, length)
+
+
+def _selected(setup: Setup, length: int) -> int:
+    """Bytes a token of what Selective makes again: gated MLPs, and scores of attention that is not fused."""
+    shape = setup.shape
+    mlp = 0 if shape.plain else 5 * shape.ffn // setup.tensor * setup.item
+    return mlp + (_scores(setup, length) if setup.local_layers or shape.plain else 0)
 
 
 def _fused_layer(setup: Setup) -> tuple[int, int]:

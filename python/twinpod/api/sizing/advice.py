@@ -56,7 +56,7 @@ def fit(setup: Setup, accelerator: Accelerator | None, *, shared_memory_given: i
         largest_micro_batch=largest_micro_batch(setup, accelerator) if accelerator else 0,
         kv_token_bytes=kv_token_bytes(setup),
         kv_tokens=tokens,
-        sequences=min(tokens // setup.context, setup.max_running),
+        sequences=min(setup.engine_data * (tokens // setup.context), setup.max_running),
         fits=not problems,
         problems=tuple(problems),
         changes=tuple(changes),
@@ -160,6 +160,10 @@ def _training_moves(setup: Setup) -> Iterator[_Move]:
             "true",
             "tensor-parallel ranks divide what lies between their layers",
             sequence_parallel=True,
+        )
+    if setup.recompute == "None" and not setup.shape.plain:
+        yield _move(
+            "hybrid.trainer.recompute", "Selective", "the MLPs' activations are made again", recompute="Selective"
         )
     if setup.recompute != "Full":
         yield _move(
