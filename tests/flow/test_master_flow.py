@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import sqlite3
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -22,6 +25,7 @@ from twinpod.master.judges import Lost
 from twinpod.records import codec
 from twinpod.records.life import Verb
 from twinpod.records.rollout import Prompt
+from twinpod.replay.baseline import Baseline
 from twinpod.reward.port import Verdict, masked
 from twinpod.testing.fakes_master import Plug, PowerCut, World
 from twinpod.testing.small_run import LengthReward, settings
@@ -310,6 +314,57 @@ async def test_a_run_of_which_no_answer_can_be_scored_ends_with_the_first_reason
     assert "groups_dropped_masked" not in {one.name for one in report.counters}
     assert report.versions[0].tokens == failed.versions[0].tokens, "what was generated is judged, not made again"
     assert_sound(world, tmp_path)
+
+
+CHANGES: dict[str, dict[str, object]] = {
+    "groupSize": {"group_size": 5},
+    "groupSize, fewer": {"group_size": 2},
+    "groupsPerIteration": {"groups_per_iteration": 2},
+    "groupsInFlight": {"groups_in_flight": 1, "groups_per_iteration": 1},
+    "maxTokens": {"sampling": {"max_tokens": 2}},
+    "maxTokens, more": {"sampling": {"max_tokens": 12}},
+    "segmentTokens": {"sampling": {"segment_tokens": 1}},
+    "temperature": {"sampling": {"temperature": 0.5}},
+    "topP": {"sampling": {"top_p": 0.5}},
+    "maxSegmentAge": {"max_segment_age": 1},
+    "baseline": {"baseline": Baseline.LOG_MEAN_EXP, "tau": 0.5},
+    "penalty": {"repeat_penalty": 0.5},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_a_run_goes_on_with_what_was_changed_while_it_was_stopped_at_any_event(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    first: dict[str, object] = {"group_size": 3, "snapshot_every": 100, "iterations": 4}
+    straight = World(tmp_path / "straight", **first)
+    await straight.run()
+    stopped = 0
+    for after in (straight.plug.seen // 2, straight.plug.seen * 3 // 4):
+        folder = tmp_path / str(after)
+        world = World(folder, **first, recorded='{"rollout": {"temperature": "1"}}')
+        if await world.run(leave_after=after):
+            continue
+        before = inspect(folder)
+        sampling = replace(settings().sampling, **change.get("sampling", {}))  # type: ignore[arg-type]
+        recorded = json.dumps({"rollout": {"temperature": str(sampling.temperature), "change": str(change)}})
+        world.settings = replace(world.settings, **change | {"sampling": sampling}, recorded=recorded)  # type: ignore[arg-type]
+        world.plug = Plug()
+        await world.run()
+        report = inspect(folder)
+        assert (report.state, report.iterations_committed) == ("Succeeded", 4)
+        assert_sound(world, folder)
+        if not 0 < before.iterations_committed < 4:
+            continue
+        stopped += 1
+        assert {one.iteration for one in report.settings_changes} == {before.iterations_committed + 1}
+        if sampling.temperature != 1.0:  # what was drawn otherwise is of another version, with the same weights
+            drawn = before.versions[-1].version
+            assert (drawn + 1, before.iterations_committed) in {(one.version, one.iteration) for one in report.versions}
+        with contextlib.closing(sqlite3.connect(folder / "state" / "books.sqlite")) as db:
+            sizes = {size for (size,) in db.execute("SELECT DISTINCT size FROM groups")}
+            assert sizes <= {3, world.settings.group_size}
+    assert stopped
 
 
 class LateNowAndThen:

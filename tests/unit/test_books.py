@@ -222,9 +222,13 @@ def test_a_commit_is_all_or_nothing(books: Books) -> None:
 
 
 def test_a_folder_of_another_job_is_refused_by_the_field_that_differs(tmp_path: Path) -> None:
-    begun(tmp_path).close()
+    other = Identity(job="j", fields={"spec.seed": "1", "spec.model": "{}"})
+    Books.open(tmp_path, other).close()  # nothing was made yet, so the input may be corrected
+    books = begun(tmp_path)
+    books.record_version(1, 0, "d")
+    books.close()
     with pytest.raises(InputError, match=r"another spec\.seed"):
-        Books.open(tmp_path, Identity(job="j", fields={"spec.seed": "1", "spec.model": "{}"}))
+        Books.open(tmp_path, other)
 
 
 @pytest.mark.parametrize("schema", [1, 99])

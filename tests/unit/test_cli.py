@@ -237,7 +237,8 @@ def test_inspect_tells_what_must_be_zero() -> None:
         trajectories_archived=0,
         pods=(NamedCount(name="j-hybrid-0", count=512),), pods_by_iteration=(),
         trajectories_spanning_versions=0, trajectories_by_versions=(), duplicate_tokens=0, chains_broken=0, versions=(),
-        counters=(), seconds=SECONDS, iterations=(committed(1, 0.4),), evaluations=(), progress=None,
+        counters=(), settings_changes=(),
+        seconds=SECONDS, iterations=(committed(1, 0.4),), evaluations=(), progress=None,
     )  # fmt: skip
     said = "\n".join(lines_of(report))
     assert "trained twice in one pass: 0" in said

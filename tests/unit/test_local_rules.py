@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from twinpod.local.mounts import Volumes, containers_of, needed_paths
 from twinpod.local.pods import how_it_ended
 from twinpod.local.rendering import render_locally
 from twinpod.local.sources import as_seen_from_outside, source_claims
+from twinpod.master.books import Books
+from twinpod.master.settings import identity_of
 from twinpod.records.verdict import Outcome, Verdict, decide
 
 KILLED = "was killed (SIGKILL: kill -9, or the machine ran out of memory)"
@@ -156,8 +159,16 @@ def test_the_uid_of_a_run_survives_its_process(tmp_path: Path) -> None:
 def test_a_resumed_folder_keeps_its_job(tmp_path: Path) -> None:
     job = load_manifest(SAMPLE)
     folder = RunFolder(tmp_path)
-    assert folder.adopt(job) is False
-    assert folder.adopt(job) is True
+    other = RLJob.model_validate(job.as_manifest() | {"spec": job.as_manifest()["spec"] | {"seed": 99}})
+    for one in (job, other, job):  # nothing was made yet: the input may be corrected in every way
+        assert folder.adopt(one) is None
+    books = Books.open(folder.state, identity_of(job))
+    books.record_version(1, 0, "d", "l")
+    books.close()
+    assert folder.adopt(job) == ()
+    with pytest.raises(InputError, match=r"spec\.seed"):
+        folder.adopt(other)
+    assert json.loads(folder.job_file.read_text())["spec"]["seed"] == job.spec.seed
 
 
 def test_another_job_in_the_same_folder_is_refused_by_its_field() -> None:
@@ -166,8 +177,38 @@ def test_another_job_in_the_same_folder_is_refused_by_its_field() -> None:
     assert refused.value.where == "spec.seed"
 
 
-def test_more_iterations_in_the_same_folder_are_welcome() -> None:
-    refuse_difference({"spec": {"iterations": 5}}, {"spec": {"iterations": 9}}, "runs/x")
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [
+        ("iterations", 5, 9),
+        ("algorithm.learningRate", "5e-4", "1e-4"),
+        ("algorithm.groupSize", 4, 8),
+        ("rollout.temperature", "1", "0.8"),
+        ("reward.kind", "prefix", "exact"),
+        ("hybrid.sharedMemory", "1Mi", "64Mi"),
+        ("storage.snapshotEvery", 1, 5),
+    ],
+)
+def test_what_may_change_while_suspended_may_change_between_two_local_starts(
+    path: str, old: object, new: object
+) -> None:
+    documents = []
+    for value in (old, new):
+        node: object = value
+        for part in reversed(f"spec.{path}".split(".")):
+            node = {part: node}
+        documents.append(node)
+    changed = refuse_difference(*documents, "runs/x")
+    assert [(one.path, one.old, one.new) for one in changed] == [(f"spec.{path}", old, new)]
+
+
+@pytest.mark.parametrize("path", ["model.dtype", "dataset.heldOut", "storage.snapshots.size", "managedBy"])
+def test_what_is_fixed_stays(path: str) -> None:
+    part, _, rest = path.partition(".")
+    old, new = ({"spec": {part: {rest: value} if rest else value}} for value in (1, 2))
+    with pytest.raises(InputError) as refused:
+        refuse_difference(old, new, "runs/x")
+    assert refused.value.where == f"spec.{path}"
 
 
 def test_a_block_with_a_taken_port_is_passed_over() -> None:

@@ -8,6 +8,7 @@ begun with never changes. A pool's pods are made alike, so their template change
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from twinpod.api.rules import Rule
 
@@ -37,6 +38,12 @@ FREE_JOB_FIELDS = (
     "activeDeadlineSeconds",
     "storage.whenDeleted",
 )
+# What a local run may change between two starts: each of its stops is a suspension.
+CHANGEABLE_WHEN_STOPPED = (
+    "metadata.labels",
+    "metadata.annotations",
+    *(f"spec.{field}" for field in (*SUSPENDED_JOB_FIELDS, *FREE_JOB_FIELDS)),
+)
 FIXED_POOL_FIELDS = {"job": "its pods joined that job"}
 EMPTY_POOL_FIELDS = (
     "accelerators",
@@ -50,6 +57,26 @@ EMPTY_POOL_FIELDS = (
 )
 FREE_POOL_FIELDS = ("replicas",)
 _OPTIONAL = ("managedBy", "priorityClassName", "podPatch", "sharedMemory", "storage.keepIterations")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A field in which two documents differ; None where it is not there."""
+
+    path: str
+    old: object
+    new: object
+
+
+def differences(old: object, new: object, path: str = "") -> tuple[Difference, ...]:
+    """The innermost fields in which two documents differ, by path. Lists are compared as a whole. Pure."""
+    if old == new:
+        return ()
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        inner = (differences(old.get(key), new.get(key), f"{path}.{key}" if path else key) for key in keys)
+        return tuple(one for part in inner for one in part)
+    return (Difference(path=path, old=old, new=new),)
 
 
 def _same(field: str) -> str:

@@ -51,6 +51,8 @@ def lines_of(report: RunReport) -> Iterator[str]:
     yield f"segments       {report.segments} with {report.tokens} tokens"
     yield f"               by pod: {_counts(report.pods)}"
     yield f"               stored twice: {report.duplicate_tokens}, broken chains: {report.chains_broken}"
+    for change in report.settings_changes:
+        yield f"settings       from iteration {change.iteration} on: {change.field} {change.old} → {change.new}"
     for version in report.versions[-NEWEST:]:
         use = f"{version.segments} segments, {version.tokens} tokens, trained in iteration {version.iteration}"
         yield f"version {version.version:<6} {use}{', rolled back' if version.rolled_back else ''}"

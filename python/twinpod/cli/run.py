@@ -35,7 +35,7 @@ def execute(arguments: argparse.Namespace) -> int:
     asked, pools = load_run(arguments.file)
     job = overridden(asked, seed=arguments.seed, iterations=arguments.iterations)
     folder = RunFolder(arguments.out or Path("runs") / job.metadata.name)
-    if not folder.job_file.exists():
+    if not folder.begun():
         check_inputs(as_seen_from_outside(job, source_claims(job, folder)), pools)
     folder.lock()
     if finished(job, folder):
@@ -60,7 +60,7 @@ def overridden(job: RLJob, *, seed: int | None, iterations: int | None) -> RLJob
 
 def finished(job: RLJob, folder: RunFolder) -> bool:
     """Whether this very job has run to its end in the folder."""
-    if not folder.job_file.exists():
+    if not folder.job_file.exists() or not folder.begun():
         return False
     refuse_difference(json.loads(folder.job_file.read_text()), job.as_manifest(), str(folder.root))
     seen = read_progress(folder.books)
@@ -70,11 +70,15 @@ def finished(job: RLJob, folder: RunFolder) -> bool:
 
 def _launch(job: RLJob, pools: tuple[RolloutPool, ...], folder: RunFolder, arguments: argparse.Namespace) -> int:
     folder.prepare()
-    resumed = folder.adopt(job)
+    changed = folder.adopt(job)
     console = Console(highlight=False)
     console.print(
-        f"{job.metadata.name}: {'going on in' if resumed else 'running in'} {shown(folder.root)}", markup=False
+        f"{job.metadata.name}: {'running in' if changed is None else 'going on in'} {shown(folder.root)}", markup=False
     )
+    for one in changed or ():
+        if one.path.startswith("spec."):
+            told = f"{one.path.removeprefix('spec.')} was {one.old}, is {one.new} from the next iteration on"
+            console.print(f"  changed: {told}", markup=False, soft_wrap=True)
     view = make_view(job.metadata.name, folder.books, console, live=not arguments.no_live)
     begun = time.monotonic()
     try:

@@ -16,14 +16,17 @@ summary.json, reward.png   the end of a finished run
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import uuid
 from pathlib import Path
 
+from twinpod.api.change_rules import CHANGEABLE_WHEN_STOPPED, Difference, differences
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault, InputError
+from twinpod.master.books_read import begun, open_read_only
 
 
 class RunFolder:
@@ -94,33 +97,36 @@ class RunFolder:
         """Wall seconds of all starts that came to an end of their own."""
         return float(json.loads(self.run_file.read_text())["seconds"]) if self.run_file.exists() else 0.0
 
-    def adopt(self, job: RLJob) -> bool:
-        """Records the job; returns whether this is a resume. InputError when the folder belongs to another job."""
-        new = job.as_manifest()
-        resumed = self.job_file.exists()
-        if resumed:
-            refuse_difference(json.loads(self.job_file.read_text()), new, str(self.root))
+    def begun(self) -> bool:
+        """Whether the run has made anything yet: before that, another job may have the folder."""
+        if not self.books.exists():
+            return False
+        with contextlib.closing(open_read_only(self.books)) as db:
+            return begun(db)
+
+    def adopt(self, job: RLJob) -> tuple[Difference, ...] | None:
+        """Records the job; None for a run that begins, else what was changed since its last start.
+
+        InputError when the folder belongs to another job.
+        """
+        new, changed = job.as_manifest(), None
+        if self.job_file.exists() and self.begun():
+            changed = refuse_difference(json.loads(self.job_file.read_text()), new, str(self.root))
         write_whole(self.job_file, json.dumps(new, indent=2) + "\n")
-        return resumed
+        return changed
 
 
-# What a person may change between two starts of the same run: its length and how stubborn it is.
-CHANGEABLE = ("spec.iterations", "spec.failurePolicy", "spec.suspend", "metadata.labels", "metadata.annotations")
-
-
-def refuse_difference(old: object, new: object, folder: str, path: str = "") -> None:
-    """InputError names the first field in which two jobs differ, apart from CHANGEABLE."""
-    if old == new or path in CHANGEABLE:
-        return
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            refuse_difference(old.get(key), new.get(key), folder, f"{path}.{key}" if path else key)
-        return
-    raise InputError(
-        f"is {new!r}, but the run in {folder} was started with {old!r}",
-        where=path,
-        mend="give the old value to resume it, or another folder with --out to start anew",
-    )
+def refuse_difference(old: object, new: object, folder: str) -> tuple[Difference, ...]:
+    """What may differ between two starts of a run, and does; InputError names the first field that may not."""
+    found = differences(old, new)
+    for one in found:
+        if not any(f"{one.path}.".startswith(f"{field}.") for field in CHANGEABLE_WHEN_STOPPED):
+            raise InputError(
+                f"is {one.new!r}, but the run in {folder} was started with {one.old!r}",
+                where=one.path,
+                mend="give the old value to resume it, or another folder with --out to start anew",
+            )
+    return found
 
 
 def write_whole(path: Path, text: str) -> None:

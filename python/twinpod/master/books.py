@@ -34,6 +34,7 @@ __all__ = ["FILE", "Books", "EvaluationAnswer", "Identity", "Resume", "Scored", 
 
 T = TypeVar("T")
 
+MOST_IN_GROUP = 4096  # trajectories; their ids begin at the group's times this, whatever size other groups have
 MOST_TRIES = 3  # groups that a prompt may have in one pass; then it is passed over
 
 
@@ -154,7 +155,7 @@ class Books:
             _insert_version(db, version, iteration, self.epoch, digest)
 
     def begin_groups(self, prompts: Sequence[tuple[Prompt, int]], size: int, iteration: int) -> tuple[Group, ...]:
-        """New open groups, one a (prompt, pass), each with `size` trajectories, whose ids are `group_id * size + j`."""
+        """New open groups, one a (prompt, pass), each with `size` trajectories; see `MOST_IN_GROUP` for ids."""
         groups = []
         with self._transaction() as db:
             fresh = 0
@@ -170,7 +171,7 @@ class Books:
                     (prompt.prompt_id, number, size, iteration),
                 )
                 group_id = int(row.lastrowid or 0)
-                ids = range(group_id * size, (group_id + 1) * size)
+                ids = range(group_id * MOST_IN_GROUP, group_id * MOST_IN_GROUP + size)
                 db.executemany(
                     "INSERT INTO trajectories (trajectory_id, group_id) VALUES (?, ?)", [(one, group_id) for one in ids]
                 )
@@ -254,7 +255,7 @@ class Books:
                 db.execute("UPDATE groups SET state = 'trained' WHERE group_id = ?", (group_id,))
                 db.execute(RECOUNT_PROMPT, (prompt_id,))
             _insert_version(db, record.version, record.iteration, self.epoch, digest)
-            db.execute(_INSERT_ITERATION, read.iteration_row(record))
+            db.execute(_INSERT_ITERATION, (*read.iteration_row(record), read.meta(db, "settings", "")))
 
     def record_evaluation(self, iteration: int, answers: Iterable[EvaluationAnswer]) -> None:
         """Greedy answers to held-out prompts; those of an earlier attempt are replaced."""
@@ -311,7 +312,7 @@ FROM trajectories WHERE group_id = ? AND reward IS NOT NULL
 """
 _COLUMNS = ", ".join(read.ITERATION_COLUMNS)
 _MARKS = ", ".join("?" * len(read.ITERATION_COLUMNS))
-_INSERT_ITERATION = f"INSERT INTO iterations ({_COLUMNS}) VALUES ({_MARKS})"  # noqa: S608  # names of ours
+_INSERT_ITERATION = f"INSERT INTO iterations ({_COLUMNS}, settings) VALUES ({_MARKS}, ?)"  # noqa: S608  # names of ours
 
 
 def _insert_segment(db: sqlite3.Connection, segment: Segment, start: int, iteration: int) -> None:

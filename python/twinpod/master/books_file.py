@@ -77,15 +77,17 @@ def _create_or_check(db: sqlite3.Connection, file: Path, identity: Identity) -> 
             where=where,
             mend="go on with the Twinpod that wrote it, or begin in another folder",
         )
-    if read.meta(db, "identity", "") == "":
-        db.execute("BEGIN IMMEDIATE")
-        set_meta(db, "job", identity.job)
-        set_meta(db, "run", secrets.token_hex(8))
-        set_meta(db, "identity", json.dumps(dict(identity.fields), sort_keys=True))
-        db.execute("COMMIT")
-        return
     stands: dict[str, str] = json.loads(read.meta(db, "identity", "{}"))
     wanted = dict(identity.fields)
+    if not read.begun(db):  # nothing depends on them yet
+        db.execute("BEGIN IMMEDIATE")
+        if stands != wanted:
+            db.execute("DELETE FROM data")
+        set_meta(db, "job", identity.job)
+        set_meta(db, "run", read.meta(db, "run", "") or secrets.token_hex(8))
+        set_meta(db, "identity", json.dumps(wanted, sort_keys=True))
+        db.execute("COMMIT")
+        return
     if differ := sorted(name for name in stands.keys() | wanted.keys() if stands.get(name) != wanted.get(name)):
         raise InputError(
             f"belongs to another run: job {read.meta(db, 'job', '?')!r} with another {', '.join(differ)}",

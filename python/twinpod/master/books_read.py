@@ -53,6 +53,11 @@ def meta(db: sqlite3.Connection, key: str, default: str) -> str:
     return str(row[0]) if row else default
 
 
+def begun(db: sqlite3.Connection) -> bool:
+    """Whether the run has made anything: weights were published, or prompts begun."""
+    return bool(db.execute("SELECT EXISTS (SELECT 1 FROM versions) OR EXISTS (SELECT 1 FROM groups)").fetchone()[0])
+
+
 def newest_version(db: sqlite3.Connection) -> int:
     """The largest version number ever recorded, on any line; 0 without."""
     return int(db.execute("SELECT coalesce(max(version), 0) FROM versions").fetchone()[0])

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from twinpod.errors import NumericsError, WeightsGapError
 from twinpod.master import books_read as read
-from twinpod.master import replay_buffer
+from twinpod.master import books_settings, replay_buffer
 from twinpod.master.archiving import Archive
 from twinpod.master.batch_server import BatchServer
 from twinpod.master.books import Books, Resume
@@ -122,6 +122,7 @@ class Conductor:
         await p.async_books.do(lambda books: books.begin_epoch(self._epoch))
         resume = await p.async_books.do(lambda books: books.resume(lambda folder: Path(folder).is_dir()))
         self._line = resume.line
+        taken = await self._take_settings()
         log.info(
             "resumes" if resume.newest_version else "begins",
             extra={"iteration": resume.iteration, "rolled_back": resume.rolled_back},
@@ -130,7 +131,8 @@ class Conductor:
         p.reporter.versions(self._epoch, resume.version)
         await p.reporter.phase("start", iteration=resume.iteration + 1, state="Starting", waiting_for="pods")
         await p.workers.gather(p.reporter.wait)
-        version = max(1, resume.version if resume.version == resume.newest_version else resume.newest_version + 1)
+        same = resume.version == resume.newest_version and not taken.drawn_anew
+        version = max(1, resume.version if same else resume.newest_version + 1)
         await p.reporter.phase("load", iteration=resume.iteration + 1, waiting_for="trainer")
         argument = json.dumps({"snapshot": resume.snapshot, "version": version})
         await p.workers.train(
@@ -141,8 +143,21 @@ class Conductor:
         await self._weights.make_way(timer, resume.iteration)
         now = self._weights.current
         await p.async_books.do(lambda books: books.record_version(version, resume.iteration, now.digest, now.layout))
+        await p.async_books.do(lambda books: books_settings.keep(books, self._s.recorded))
         await self._weights.announce()
         return resume
+
+    async def _take_settings(self) -> books_settings.Taken:
+        """What was changed while the run was stopped, and what waits made fit for it."""
+        s = self._s
+        taken = await self._p.async_books.do(
+            lambda books: books_settings.take(books, s.recorded, s.sampling.max_tokens)
+        )
+        for one in taken.changes:
+            log.info("changed while stopped", extra={"field": one.path, "old": one.old, "new": one.new})
+        if taken.ended:
+            log.info("saved answers are as long as they may be", extra={"answers": taken.ended})
+        return taken
 
     # -- one iteration
 

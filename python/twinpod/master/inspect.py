@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from twinpod.master import books_read as read
+from twinpod.master import books_settings
 from twinpod.master.books import FILE
 from twinpod.records import codec
 from twinpod.records.run import (
@@ -93,6 +94,7 @@ def report(db: sqlite3.Connection) -> RunReport:
         versions=_versions(db),
         counters=_counts(db, "SELECT name, count FROM counters ORDER BY name"),
         seconds=_sum_seconds(done),
+        settings_changes=books_settings.changes(db),
         iterations=done,
         evaluations=read.evaluations(db),
         progress=codec.loads(Progress, progress) if progress else None,

@@ -33,6 +33,7 @@ class MasterSettings:
     hybrid_replicas: int
     life_cycle: LifeCycle
     moves_memory: bool  # trainer state leaves the accelerator for the rollout phase (OFFLOAD, ONLOAD)
+    recorded: str = "{}"  # JSON of the spec's parts that the books keep with every iteration
 
 
 def settings_of(job: RLJob, stop_token_ids: tuple[int, ...]) -> MasterSettings:
@@ -65,12 +66,19 @@ def settings_of(job: RLJob, stop_token_ids: tuple[int, ...]) -> MasterSettings:
         hybrid_replicas=hybrid.replicas,
         life_cycle=LifeCycle(hybrid.life_cycle),
         moves_memory=hybrid.accelerators > 0 or hybrid.trainer.offload,
+        recorded=recorded_of(job),
     )
 
 
 def identity_of(job: RLJob) -> Identity:
-    """What may not change between two starts on one folder. Iterations, pods, storage and images may."""
+    """What may not change between two starts on one folder: what the API calls fixed. All else may."""
     spec = job.spec.model_dump(mode="json", by_alias=True)
-    names = ("seed", "model", "dataset", "algorithm", "rollout", "reward")
-    fields = {f"spec.{name}": json.dumps(spec[name], sort_keys=True) for name in names}
+    fields = {f"spec.{name}": json.dumps(spec[name], sort_keys=True) for name in ("seed", "model", "dataset")}
     return Identity(job=job.metadata.name, fields=fields)
+
+
+def recorded_of(job: RLJob) -> str:
+    """What the books keep with every iteration, as JSON: what it generated, scored and trained under, and where."""
+    spec = job.spec.model_dump(mode="json", by_alias=True)
+    spec["hybrid"].pop("podPatch", None)  # may hold what is not for everybody
+    return json.dumps({name: spec[name] for name in ("algorithm", "rollout", "reward", "hybrid")}, sort_keys=True)

@@ -113,6 +113,16 @@ class EvaluationRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsChange:
+    """A field of the job's spec that was changed while the run was stopped."""
+
+    iteration: int  # the first one under the new value
+    field: str  # path below spec, as algorithm.learningRate
+    old: str  # as JSON
+    new: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A run as its database tells it, alive or over."""
 
@@ -142,6 +152,7 @@ class RunReport:
     versions: tuple[VersionRecord, ...]
     counters: tuple[NamedCount, ...]
     seconds: PhaseSeconds  # sums over committed iterations
+    settings_changes: tuple[SettingsChange, ...]  # by iteration
     iterations: tuple[IterationRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
     progress: Progress | None

@@ -69,6 +69,7 @@ def generate(item: WorkItem, worker: str, cut_after: int = 1_000_000) -> WorkRes
         whole = min(answer_length(one.trajectory_id, item.sampling.max_tokens + 2), item.sampling.max_tokens)
         ends = answer_length(one.trajectory_id, item.sampling.max_tokens + 2) <= item.sampling.max_tokens
         have = len(one.tokens)
+        whole = max(whole, have + 1)  # begun under another limit, it might be shorter than it is
         room = min(item.sampling.segment_tokens, cut_after, whole - have)
         if room <= 0:
             continue
