@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine, server_args
+from twinpod.records.arrays import TokenIds
 from twinpod.rollout.engines import several
 from twinpod.rollout.ports import EngineOutput, EnginePort, EngineRequest, Finish
 from twinpod.rollout.sglang_stream import SGLangStream
@@ -76,12 +77,13 @@ async def answers(port: EnginePort, count: int) -> list[EngineOutput]:
     requests = [
         EngineRequest(
             name=f"r{number:02}",
-            tokens=(2, 3, 4),
+            tokens=TokenIds((2, 3, 4)),
             max_new_tokens=5,
             temperature=1.0,
             top_p=1.0,
             stop_token_ids=(),
-            report_every=0,
+            seed=number,
+            report_every=32,
         )
         for number in range(count)
     ]

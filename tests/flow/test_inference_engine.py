@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedConfig, Qwen
 from twinpod.errors import EngineFault, IntegrityError, ProtocolError, WrongVersion
 from twinpod.inference.sglang_engine import EngineSpec, Generation, SGLangEngine, server_args
 from twinpod.master.limits import RESERVED
+from twinpod.records.arrays import TokenIds
+from twinpod.rollout.ports import EngineOutput, EngineRequest, Finish
+from twinpod.rollout.sglang_stream import SGLangStream
 from twinpod.rpc.ports import free_port
 from twinpod.testing.standby_driver import StandbyDriver, publish
 
@@ -169,6 +173,45 @@ async def test_log_probs_are_those_of_the_loaded_weights(started: Started, shm: 
             scaled = dict(tensors, **{"lm_head.weight": tensors["lm_head.weight"] / 0.5})
             expected = logps(scaled, longer, resumed.tokens)  # log-probs are at the sampling temperature
             torch.testing.assert_close(torch.tensor(resumed.logps), expected, atol=1e-4, rtol=0)
+
+
+async def test_the_worker_hears_tokens_as_they_come_and_a_seed_names_the_draws(started: Started, shm: Path) -> None:
+    tensors = weights(4)
+    async with started.client() as engine:
+        await started.load(engine, publish(shm, tensors, 4), 4)
+    stream = SGLangStream(started.url, "key")
+
+    def ask(name: str, seed: int, tokens: tuple[int, ...] = PROMPT, most: int = 150) -> EngineRequest:
+        return EngineRequest(
+            name=name, tokens=TokenIds(tokens), max_new_tokens=most, temperature=1.0, top_p=1.0, stop_token_ids=(),
+            seed=seed, report_every=32,
+        )  # fmt: skip
+
+    async def answers(*requests: EngineRequest) -> dict[str, list[EngineOutput]]:
+        found: dict[str, list[EngineOutput]] = {request.name: [] for request in requests}
+        async for output in stream.generate(requests):
+            found[output.name].append(output)
+        return found
+
+    found = await answers(ask("a;", 5), ask("b;", 6))
+    for outputs in found.values():
+        last = outputs[-1]
+        assert (last.finish, last.version, len(last.tokens), len(last.logps)) == (Finish.LENGTH, 4, 150, 150)
+        assert len(outputs) >= 4
+        assert all(one.tokens == last.tokens[: len(one.tokens)] for one in outputs)
+        torch.testing.assert_close(
+            torch.tensor(last.logps.array), logps(tensors, PROMPT, tuple(last.tokens)), atol=1e-4, rtol=0
+        )
+    whole = found["a;"][-1].tokens
+    assert whole != found["b;"][-1].tokens
+    again = await answers(ask("c;", 5), *(ask(f"d{n};", 100 + n, PROMPT[: n + 1]) for n in range(5)))
+    assert again["c;"][-1].tokens == whole, "whatever runs beside it"
+    resumed = await answers(ask("e;", 5, (*PROMPT, *whole[:60]), 90))
+    assert resumed["e;"][-1].tokens == whole[60:], "a trajectory that was cut goes on as if it had not been"
+    top_p = [replace(ask(f"f{n};", 9, most=20), top_p=0.5) for n in range(2)]
+    first, second = (await answers(*top_p)).values()
+    assert first[-1].tokens == second[-1].tokens
+    await stream.close()
 
 
 async def test_a_stop_token_ends_the_answer_and_is_part_of_it(started: Started, shm: Path) -> None:

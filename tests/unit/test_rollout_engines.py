@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from twinpod.errors import EngineFault
+from twinpod.records.arrays import TokenIds
 from twinpod.rollout.engines import Engines, several
 from twinpod.rollout.ports import EngineOutput, EngineRequest, Finish
 from twinpod.testing.rollout import FakeEngine
@@ -14,7 +15,14 @@ from twinpod.testing.rollout import FakeEngine
 
 def request(name: str) -> EngineRequest:
     return EngineRequest(
-        name=name, tokens=(1,), max_new_tokens=4, temperature=1.0, top_p=1.0, stop_token_ids=(), report_every=0
+        name=name,
+        tokens=TokenIds((1,)),
+        max_new_tokens=4,
+        temperature=1.0,
+        top_p=1.0,
+        stop_token_ids=(),
+        seed=0,
+        report_every=32,
     )
 
 

@@ -50,6 +50,14 @@ def test_a_fresh_group_is_one_request_a_trajectory_with_the_same_prompt():
     assert {(r.max_new_tokens, r.temperature, r.top_p, r.stop_token_ids) for r in requests} == {(4, 0.7, 0.9, (EOS,))}
 
 
+def test_a_trajectory_draws_by_a_seed_of_its_own_in_whatever_item_it_comes():
+    together, alone = plan.requests(item((), ())), plan.requests(replace(item((), ()), item_id="1/9/9"))
+    assert [r.seed for r in together] == [r.seed for r in alone]
+    seeds = {plan.draw_seed(seed, one) for seed in range(10) for one in range(-50, 1000)}
+    assert len(seeds) == 10 * 1050
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
 def test_a_resumed_trajectory_goes_on_from_what_it_has_with_what_is_left():
     (request,) = plan.requests(item((8, 9, 8, 9)))
     assert (tuple(request.tokens), request.max_new_tokens) == ((40, 41, 8, 9, 8, 9), 2)

@@ -50,6 +50,7 @@ REQUEST = EngineRequest(
     temperature=0.5,
     top_p=0.9,
     stop_token_ids=(1,),
+    seed=77,
     report_every=32,
 )
 
@@ -65,7 +66,14 @@ async def test_a_request_says_everything_that_the_engine_must_know():
     assert body["rid"] == ["i#0;"]
     assert body["input_ids"] == [[4, 5]]
     assert body["sampling_params"] == [
-        {"max_new_tokens": 3, "temperature": 0.5, "top_p": 0.9, "stop_token_ids": [1], "stream_interval": 32}
+        {
+            "max_new_tokens": 3,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "stop_token_ids": [1],
+            "sampling_seed": 77,
+            "stream_interval": 32,
+        }
     ]
     assert (body["stream"], body["return_logprob"], seen[0].headers["authorization"]) == (True, True, "Bearer key")
 

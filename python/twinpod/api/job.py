@@ -332,7 +332,10 @@ class JobSpec(Part):
     iterations: Positive
     """Iterations of the whole run: each generates, scores and trains once."""
     seed: Seed = 0
-    """Seed of the random weights, of the data set and of the order of prompts."""
+    """Seed of the random weights, the data set, the order of prompts and, where engines run on CPUs, the draws.
+
+    On accelerators SGLang draws by itself: the same seed gives other answers there.
+    """
     suspend: Flag = False
     """Stop the pods and keep the state; the one switch that queueing systems use."""
     managed_by: ManagerName | None = None

@@ -78,7 +78,7 @@ class WorkItem:
     prompt_tokens: TokenIds
     trajectories: tuple[Resumption, ...]
     sampling: SamplingSettings
-    seed: int
+    seed: int  # the job's; with the trajectory's id the seed of its draws
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

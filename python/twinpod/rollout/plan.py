@@ -52,10 +52,20 @@ def requests(item: WorkItem) -> tuple[EngineRequest, ...]:
             temperature=settings.temperature,
             top_p=settings.top_p,
             stop_token_ids=settings.stop_token_ids,
+            seed=draw_seed(item.seed, resumption.trajectory_id),
             report_every=watch,
         )
         for place, resumption in enumerate(item.trajectories)
     )
+
+
+def draw_seed(seed: int, trajectory_id: int) -> int:
+    """31 bits that differ between trajectories and are the same in a repeated run, whichever item they come in."""
+    value = 0x9E3779B9
+    for part in (seed, trajectory_id & 0xFFFFFFFF, trajectory_id >> 32):
+        value = (value ^ (part & 0xFFFFFFFF)) * 0x85EBCA6B & 0xFFFFFFFF
+        value ^= value >> 13
+    return value & 0x7FFFFFFF
 
 
 def repeats(item: WorkItem, place: int, tokens: TokenIds, seen: int) -> int | None:

@@ -43,6 +43,7 @@ class EngineRequest:
     temperature: float
     top_p: float
     stop_token_ids: tuple[int, ...]
+    seed: int  # of its draws; with the position of a token it names the draw, whatever runs beside it
     report_every: int  # fewest tokens between two RUNNING outputs
 
 

@@ -94,6 +94,7 @@ def _body(requests: Sequence[EngineRequest]) -> bytes:
                 "temperature": request.temperature,
                 "top_p": request.top_p,
                 "stop_token_ids": request.stop_token_ids,
+                "sampling_seed": request.seed,
                 "stream_interval": request.report_every,
             }
             for request in requests
