@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.flow.etcd_alarm import no_space
 
 from twinpod.coordination.epochs import check_epoch, commit_version, take_epoch
 from twinpod.coordination.etcd import EtcdStore
@@ -216,6 +217,29 @@ async def test_a_watch_survives_a_restart_of_etcd_and_tells_what_it_missed(serve
     async with asyncio.timeout(20):
         told = [_told(await waiting), _told(await anext(watch))]
     assert sorted(told, key=str) == [("/w/a", None), ("/w/b", "2")]
+    await watch.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_full_database_refuses_writes_for_a_while_and_answers_reads(etcd: EtcdStore) -> None:
+    revision = await etcd.put("/full/a", "1")
+    watch = etcd.watch("/full/")
+    assert _told(await anext(watch)) == ("/full/a", "1")
+    await no_space(etcd, on=True)
+    try:
+        for write in (
+            etcd.put("/full/a", "2"),
+            etcd.put("/full/b", "1", lease_s=5),
+            etcd.put("/full/a", "2", expect=revision),
+        ):
+            with pytest.raises(Unreachable, match=r"its database is full .*NOSPACE.*disarm the alarm") as refused:
+                await write
+            assert refused.value.retryable
+        assert await etcd.get("/full/a") == Entry(key="/full/a", value="1", revision=revision)
+        assert [entry.key for entry in await etcd.list("/full/")] == ["/full/a"]
+    finally:
+        await no_space(etcd, on=False)
+    await etcd.put("/full/a", "2", expect=revision)
+    assert _told(await anext(watch)) == ("/full/a", "2")
     await watch.aclose()  # type: ignore[attr-defined]
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from tests.flow.etcd_alarm import no_space
 
+from twinpod.coordination.etcd import EtcdStore
 from twinpod.coordination.keys import VersionNote
 from twinpod.errors import EngineFault, InputError, IntegrityError, NumericsError, WeightsGapError
 from twinpod.master.__main__ import exit_code
@@ -23,10 +25,11 @@ from twinpod.master.books_read import open_read_only
 from twinpod.master.inspect import inspect, to_json
 from twinpod.master.judges import Lost
 from twinpod.records import codec
-from twinpod.records.life import Verb
+from twinpod.records.life import Command, Verb
 from twinpod.records.rollout import Prompt
 from twinpod.replay.baseline import Baseline
 from twinpod.reward.port import Verdict, masked
+from twinpod.testing.etcd_server import EtcdServer
 from twinpod.testing.fakes_master import Plug, PowerCut, World
 from twinpod.testing.small_run import LengthReward, settings
 
@@ -182,6 +185,41 @@ async def test_etcd_away_during_an_iteration_delays_the_commit_and_fails_nothing
     world.away_during = Verb.TRAIN
     await world.run()
     assert inspect(tmp_path).state == "Succeeded"
+
+
+async def test_etcd_with_a_full_database_degrades_the_job_which_then_goes_on(tmp_path: Path) -> None:
+    server = EtcdServer(tmp_path)
+    await server.start()
+    store = EtcdStore([server.endpoint], server.tls)
+    world = World(tmp_path / "run")
+    world.store, seen, tasks = store, [], []
+
+    async def disarm() -> None:
+        """Once the job says so, and etcd's version has not moved meanwhile."""
+        async with asyncio.timeout(60):
+            while world.reporter is None or world.reporter.now.state != "Degraded":
+                await asyncio.sleep(0.01)
+        seen.append(world.reporter.now.message)
+        await no_space(store, on=False)
+
+    async def on_order(order: Command) -> None:
+        if order.verb is Verb.TRAIN and not tasks:
+            await no_space(store, on=True)
+            tasks.append(asyncio.create_task(disarm()))
+
+    world.on_order = on_order
+    try:
+        await world.run()
+        await asyncio.gather(*tasks)
+        note = codec.loads(VersionNote, (await store.get(world.keys.version)).value)  # type: ignore[union-attr]
+    finally:
+        await store.close()
+        server.kill()
+    report = inspect(tmp_path / "run")
+    assert (report.state, report.iterations_committed) == ("Succeeded", 3)
+    assert "its database is full (alarm NOSPACE)" in seen[0]
+    assert note.version == report.versions[-1].version
+    assert_sound(world, tmp_path / "run")
 
 
 async def test_of_two_pods_the_first_is_commanded_and_each_engine_gets_its_own_copy(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ _AWAY = {
     grpc.StatusCode.UNKNOWN,
 }
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0)
+_FULL = "database space exceeded"
 _OLD_USERS = "revision of auth store is old"
 _SENT_AGAIN_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
 _MOST_OPERATIONS = 100  # of one transaction; etcd's default limit is 128
@@ -186,6 +187,8 @@ class EtcdStore:
             except _Closed as error:
                 last = error
             except grpc.RpcError as error:
+                if _FULL in _details(error):
+                    raise self._full() from error
                 if error.code() not in _AWAY:
                     details = error.details()
                     raise EnvironmentFault(f"etcd refused: {details}", where=self._where()) from error
@@ -232,6 +235,8 @@ class EtcdStore:
         try:
             answer = await _kept(lambda: client.kvstub.Txn(request, timeout=self._timeout_s))
         except (_Closed, grpc.RpcError) as error:
+            if _FULL in _details(error):
+                raise self._full() from error
             self._current = (self._current + 1) % len(self.endpoints)
             raise self._unreachable(error) from error
         if not answer.succeeded:
@@ -273,6 +278,8 @@ class EtcdStore:
             except _Closed as error:
                 last = error
             except aetcd.exceptions.ClientError as error:
+                if _FULL in _details(error):
+                    raise self._full() from error
                 cause = error.__cause__ if isinstance(error.__cause__, grpc.RpcError) else None
                 if cause is None or cause.code() not in _AWAY:
                     raise EnvironmentFault(f"etcd refused: {error}", where=self._where()) from error
@@ -289,6 +296,14 @@ class EtcdStore:
 
     def _where(self) -> str:
         return "etcd at " + ", ".join(self.endpoints)
+
+    def _full(self) -> Unreachable:
+        """Every member refuses writes, and reads go on: nothing is to be gained by another connection."""
+        return Unreachable(
+            "its database is full (alarm NOSPACE), so it takes no writes",
+            where=self._where(),
+            mend="compact and defragment it, or raise its quota, then disarm the alarm; what runs goes on meanwhile",
+        )
 
     def _unreachable(self, error: Exception) -> Unreachable:
         details = getattr(error, "details", lambda: str(error))() or type(error).__name__

@@ -137,6 +137,8 @@ class Reporter:
             await self._dirty.wait()
             self._dirty.clear()
             await self.tell()
+            if self._registry.refused:
+                self._dirty.set()  # again, until etcd takes it: so we know when it is back
             await asyncio.sleep(0.5)
 
     async def tell(self) -> None:

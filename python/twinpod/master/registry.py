@@ -35,6 +35,7 @@ class Registry:
         self._store, self._keys, self._pause = store, keys, pause
         self._members: tuple[HalfStatus, ...] = ()
         self.away: Callable[[str], None] = lambda line: None
+        self.refused = ""  # why the last write was not taken; reads may go on
 
     async def take_epoch(self, newest: int, tries: int) -> int:
         """A job epoch above every one in etcd and above `newest`, the books' own (etcd may have lost its memory)."""
@@ -71,7 +72,7 @@ class Registry:
         except Unreachable as error:
             self.away(str(error))
             return self._members
-        self.away("")
+        self.away(self.refused)
         found = []
         for entry in entries:
             try:
@@ -93,9 +94,9 @@ class Registry:
         try:
             await self._store.put(key, value)
         except Unreachable as error:
-            self.away(str(error))
+            self._told(str(error))
         else:
-            self.away("")
+            self._told("")
 
     async def _insist(self, act: Callable[[], Awaitable[T]], tries: int | None) -> T:
         tried = 0
@@ -106,8 +107,12 @@ class Registry:
                 tried += 1
                 if tries is not None and tried >= tries:
                     raise
-                self.away(str(error))
+                self._told(str(error))
                 await self._pause(RETRY_S)
                 continue
-            self.away("")
+            self._told("")
             return result
+
+    def _told(self, refused: str) -> None:
+        self.refused = refused
+        self.away(refused)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,7 @@ from typing import Any
 
 from twinpod.coordination.keys import Keys
 from twinpod.coordination.memory import MemoryStore
+from twinpod.coordination.store import Store
 from twinpod.errors import TwinpodError, Unreachable
 from twinpod.master.archiving import Archive
 from twinpod.master.batch_server import BatchServer
@@ -81,7 +82,8 @@ class World:
     def __init__(self, folder: Path, **changes: object) -> None:
         self.folder = folder
         self.settings = settings(**changes)
-        self.store = MemoryStore()
+        self.store: Store = MemoryStore()
+        self.reporter: Reporter | None = None  # of the newest master
         self.keys = Keys(namespace="default", job_uid="u")
         self.plug = Plug()
         self.trainer = TrainerState()
@@ -98,6 +100,7 @@ class World:
         self.leaves_after: tuple[int, str] = (-1, "")  # events, helping pod: then it is gone, with what it holds
         self.silent: tuple[str, ...] = ()  # pods whose inference half does not answer
         self.fail: dict[Verb, TwinpodError] = {}  # the next order of that verb fails so
+        self.on_order: Callable[[Command], Awaitable[None]] | None = None  # whatever a test does then
         self.away_during: Verb | None = None  # etcd goes away with such an order and is back with the next one
         self.told_to_leave = False  # the conductor took it
         self.refuses: Callable[[WorkItem], bool] = lambda item: False  # the engines will not do such an item
@@ -164,7 +167,7 @@ class World:
             self.batches = batches = BatchServer(self.folder / "state" / FILE, batch_thread)
             halves = Halves(self.connect, _turn, _still)
             workers = WorkerGroup(registry, halves, _turn, replicas=self.settings.hybrid_replicas, lost=dispatcher.lose)
-            reporter = Reporter(registry, async_books, _still, self.settings.iterations)
+            self.reporter = reporter = Reporter(registry, async_books, _still, self.settings.iterations)
             parts = Parts(
                 settings=self.settings,
                 async_books=async_books,
@@ -251,7 +254,10 @@ class FakeHalf:
             raise Unreachable("no such pod", where=self._pod)
         world.orders.append(command)
         world.told.append(self._pod)
-        world.store.away = command.verb is world.away_during
+        if isinstance(world.store, MemoryStore):
+            world.store.away = command.verb is world.away_during
+        if world.on_order:
+            await world.on_order(command)
         error = world.fail.pop(command.verb, None)
         batch = await world.batch(command) if command.verb is Verb.TRAIN and not error else None
         detail = "" if error else self._do(command, batch)
