@@ -67,8 +67,8 @@ class EngineGroup:
 
     async def wait_healthy(self, deadline_s: float) -> None:
         """Return when all are started and answer."""
-        assert self.starting is not None, "started before"
-        await asyncio.shield(self.starting)
+        if self.starting is not None:
+            await asyncio.shield(self.starting)
         await self._each(lambda engine: engine.wait_healthy(deadline_s))
 
     async def load(self, payload: str, version: int) -> float:

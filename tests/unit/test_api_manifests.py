@@ -21,7 +21,7 @@ BAD_JOBS: list[tuple[str, Any, str]] = [
     ("spec.rollout.segmentTokns", 2, "spec.rollout.segmentTokns: unknown field; did you mean segmentTokens?"),
     ("spec.groupSize", 8, "spec.groupSize: unknown field; did you mean spec.algorithm.groupSize?"),
     ("spec.rollout.max_tokens", 8, "spec.rollout.max_tokens: unknown field; did you mean maxTokens?"),
-    ("spec.reward.zzz", 1, "spec.reward.zzz: unknown field; known here: kind, target"),
+    ("spec.reward.zzz", 1, "spec.reward.zzz: unknown field; known here: kind, target, timeoutSeconds, processes"),
     ("metadata.lables", {}, "metadata.lables: unknown field; did you mean labels?"),
     ("spec.iterations", GONE, "spec.iterations: is missing; give a whole number"),
     ("spec.reward.kind", GONE, "spec.reward.kind: is missing; give one of prefix, exact, dataset, entryPoint"),
