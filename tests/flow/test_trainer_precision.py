@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from twinpod.errors import NumericsError
+from twinpod.records.arrays import LogProbs
 from twinpod.records.codec import plain
 from twinpod.records.training import RankBatch, Sample, TrainSettings
 from twinpod.testing.batches import rank_batches, sample
@@ -142,12 +143,19 @@ def distributed_optimizer(machine: Any) -> dict[str, Any]:
     place, shape = megatron.current_place(), shape_from_huggingface(CONFIG)
     settings = replace(SETTINGS, learning_rate=1e-4)
     with CudaNames():
-        plain = megatron.build_model(shape, place, machine)
+        plain = megatron.build_model(shape, place, machine, megatron.Activations())
         megatron.mark_partitions(dict(plain.named_parameters()), shape, place)
         model = platform_gpu.wrap(plain, half=True)
         optimizer = platform_gpu.GpuOptimizer(model, half=True)
         as_gpu = WithGpu(device=machine.device, dtype=machine.dtype)
-        rank = megatron.RankModel(shape=shape, place=place, machine=as_gpu, model=model, optimizer=optimizer)
+        rank = megatron.RankModel(
+            shape=shape,
+            place=place,
+            machine=as_gpu,
+            model=model,
+            optimizer=optimizer,
+            activations=megatron.Activations(),
+        )
         fill(optimizer, lambda weights: load_random(weights, shape, place, seed=3))
         first = {name: tensor.clone() for name, tensor in optimizer.gather().items()}
         here = sum(tensor.numel() for tensor in optimizer.main_tensors().values())
@@ -224,6 +232,15 @@ def not_finite(folder: Path, place: Any, machine: Any, control: Any) -> list[Any
     before = flat(rank.parameters).clone()
     lines = [told(lambda: train_iteration(rank, make_batch(4, place, endless), SETTINGS))]
     same = bool((flat(rank.parameters) == before).all())
+    hook = next(iter(rank.parameters.values())).register_hook(lambda gradient: gradient * math.inf)
+    lines.append(told(lambda: train_iteration(rank, make_batch(3, place), SETTINGS)))
+    hook.remove()
+    same &= bool((flat(rank.parameters) == before).all())
+
+    def unheard(one: Sample) -> Sample:
+        return replace(one, logps=LogProbs([math.nan] * len(one.logps))) if one.trajectory_id == 9 else one
+
+    lines.append(told(lambda: train_iteration(rank, make_batch(2, place, unheard), SETTINGS)))
     fill(rank.optimizer, lambda weights: [tensor.detach().zero_() for tensor in weights.values()] and None)
     zero_by_zero = replace(SETTINGS, eps=0.0, steps=1)
     lines.append(told(lambda: train_iteration(rank, make_batch(5, place), zero_by_zero)))
@@ -394,11 +411,17 @@ def test_numbers_that_are_not_finite_end_an_iteration_by_name_before_they_do_har
     for one in results(base):
         unharmed, lines, written, _ = one["errors"]
         assert unharmed, "the weights are as they were before the step"
-        assert lines[0].startswith("iteration 4, step 1: loss of trajectories 5, 6 are not finite; the run goes on")
-        assert "iteration 5: " in lines[1]
-        assert lines[1].endswith("holds a number that is not finite")
-        assert lines[2].startswith("iteration 6, reference pass: log-probs of trajectories 0, 1, 2, 3, 4, 5, 6, 7 and ")
-        assert lines[3].endswith("such weights are no state to go on from")
+        beginnings = (
+            "iteration 4, step 1: loss of trajectories 5, 6 are not finite; the run goes on",
+            "iteration 3, step 1: the norm of the gradient is ",
+            "iteration 2, reference pass: log-probs of trajectories 9 are not finite",
+            "iteration 5: ",
+            "iteration 6, reference pass: log-probs of trajectories 0, 1, 2, 3, 4, 5, 6, 7 and ",
+        )
+        for line, beginning in zip(lines, beginnings, strict=False):
+            assert line.startswith(beginning)
+        assert lines[3].endswith("holds a number that is not finite")
+        assert lines[5].endswith("such weights are no state to go on from")
         assert written == []
 
 

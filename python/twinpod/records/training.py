@@ -113,7 +113,10 @@ class StepStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainStats:
-    """What a training phase reports; means are over the steps unless said otherwise. Every number is finite."""
+    """What a training phase reports; means are over the steps unless said otherwise.
+
+    Every number is finite, but for means of nothing, which are nan.
+    """
 
     iteration: int
     learning_rate: float

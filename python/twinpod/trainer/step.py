@@ -140,7 +140,7 @@ def reference_pass(iteration: Iteration) -> Tally:
         tally.gap += gap
         tally.on_policy += tokens
         tally.tokens += int(device.mask_BL.sum())
-        tally.bad += _bad(device, found.logps_BL.sum(dim=-1))
+        tally.bad += _bad(device, (found.logps_BL + device.behaviour_BL).sum(dim=-1))
         return found.logps_BL.new_zeros(())
 
     with torch.no_grad():
