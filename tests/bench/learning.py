@@ -1,8 +1,8 @@
 """`make bench-learning`: the samples to their ends on three seeds, and partial rollouts against full ones, as a table
 and `results/learning.json`.
 
-`--only tail` (or letters, segments, two-pods) measures a part of it again; `--iterations N` is a shorter one and writes
-nothing.
+`--only tail` (or letters, segments, bf16, two-pods) measures a part of it again; `--iterations N` is a shorter one and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from twinpod.records.run import IterationRecord
 
 SAMPLES = TOP / "manifests" / "samples"
 SEEDS = (0, 1, 2)
-SECONDS = {"letters": 3 * 300.0, "segments": 3 * 450.0, "two-pods": 3 * 500.0, "tail": 360.0}
+SECONDS = {"letters": 3 * 300.0, "segments": 3 * 450.0, "bf16": 3 * 300.0, "two-pods": 3 * 500.0, "tail": 360.0}
 TAIL_STEADY = 21  # first iteration that counts: by then the partial run's long answers come in as fast as they begin
 TAIL_ITERATIONS = 51
 
@@ -37,6 +37,11 @@ def letters(iterations: int, say: Say) -> Iterable[Measure]:
 def segments(iterations: int, say: Say) -> Iterable[Measure]:
     """reverse-segments on every seed."""
     return _sample("segments_", SAMPLES / "reverse-segments.yaml", iterations, say)
+
+
+def bf16(iterations: int, say: Say) -> Iterable[Measure]:
+    """reverse-bf16 on every seed: the demo's bars over float32 main weights."""
+    return _sample("bf16_", SAMPLES / "reverse-bf16.yaml", iterations, say)
 
 
 def two_pods(iterations: int, say: Say) -> Iterable[Measure]:
@@ -141,7 +146,7 @@ def _tail_measures(full: Steady, part: Steady) -> Iterable[Measure]:
     )
 
 
-PARTS = {"letters": letters, "segments": segments, "two-pods": two_pods, "tail": long_tail}
+PARTS = {"letters": letters, "segments": segments, "bf16": bf16, "two-pods": two_pods, "tail": long_tail}
 
 
 def main() -> int:

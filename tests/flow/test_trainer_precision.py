@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from twinpod.errors import NumericsError
+from twinpod.errors import NumericsError, TwinpodError
 from twinpod.records.arrays import LogProbs
 from twinpod.records.codec import plain
+from twinpod.records.life import Command, Verb
 from twinpod.records.training import RankBatch, Sample, TrainSettings
 from twinpod.testing.batches import rank_batches, sample
 from twinpod.trainer.place import Place, Sizes
@@ -111,6 +112,7 @@ def rank_main(ranks: int, base: Path) -> None:
         found |= resumed(base / f"{ranks}-{tensor}x{pipeline}", base, place, machine, control)
         found["errors"] = not_finite(base / f"bad-{ranks}-{tensor}x{pipeline}", place, full, control)
         found["steps"] = mini_batches(place, full)
+        found["refused"] = refused(new_rank(place, full), control)
         (base / f"{ranks}-{tensor}x{pipeline}-{control.rank}.json").write_text(json.dumps(found))
         parallel_state.destroy_model_parallel()
     found = distributed_optimizer(machine)
@@ -248,6 +250,32 @@ def not_finite(folder: Path, place: Any, machine: Any, control: Any) -> list[Any
     lines.append(told(lambda: save_snapshot(rank, control, folder, iteration=6, version=7)))
     written = [path.name for path in folder.parent.iterdir() if folder.name in path.name]
     return [same, lines, written, bool(torch.isfinite(before).all())]
+
+
+def refused(rank: Any, control: Any) -> list[str]:
+    """Orders around an iteration that failed so, and around first weights that are bad."""
+    from twinpod.trainer.loop import Duties, State, execute
+    from twinpod.trainer.memory import RankMemory
+    from twinpod.trainer.wire import Replica
+
+    def ruin() -> None:
+        for parameter in rank.parameters.values():
+            parameter.detach().fill_(math.nan)
+
+    duties = Duties(
+        rank=rank, control=control, replica=Replica(control, rank.place.dp_rank, 120.0),
+        memory=RankMemory(rank, enabled=False), settings=SETTINGS, publishes=False,
+        publisher=lambda: pytest.fail("unused"), fresh=ruin, config={}, tokenizer=None,
+    )  # fmt: skip
+    state, lines = State(loaded=True), []
+    ruin()
+    for verb, argument in ((Verb.TRAIN, ""), (Verb.PUBLISH, ""), (Verb.ONLOAD, '{"snapshot": "", "version": 1}')):
+        order = Command(key="k", verb=verb, epoch=1, iteration=7, version=8, argument=argument, deadline_s=9.0)
+        try:
+            execute(duties, state, order, make_batch(7, rank.place))
+        except TwinpodError as error:
+            lines.append(f"{type(error).__name__}: {error.line()}")
+    return [*lines, f"loaded: {state.loaded}"]
 
 
 def mini_batches(place: Any, machine: Any) -> dict[str, Any]:
@@ -423,6 +451,16 @@ def test_numbers_that_are_not_finite_end_an_iteration_by_name_before_they_do_har
         assert lines[3].endswith("holds a number that is not finite")
         assert lines[5].endswith("such weights are no state to go on from")
         assert written == []
+
+
+def test_what_has_failed_so_is_not_published_and_bad_first_weights_are_a_wrong_input(base: Path) -> None:
+    for one in results(base):
+        train, publish, onload, loaded = one["refused"]
+        assert train.startswith("NumericsError: iteration 7, reference pass: ")
+        assert publish.startswith("ProtocolError: k: publish before the weights were loaded")
+        assert onload.startswith("InputError: spec.model: ")
+        assert onload.endswith("holds a number that is not finite; begin from weights that are finite")
+        assert loaded == "loaded: False"
 
 
 def test_a_mini_batch_is_a_step_over_its_own_groups_whatever_the_layout(base: Path) -> None:
