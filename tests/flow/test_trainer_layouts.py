@@ -8,18 +8,20 @@ saw into a folder, and the tests compare. This file is also the ranks' script.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.flow.rank_scene import Kept, make_hole
 
 from twinpod.arena import Arena
+from twinpod.errors import InputError
 from twinpod.records.codec import dumps, loads
 from twinpod.records.training import RankBatch, TrainSettings
 from twinpod.records.weights import ShardRecord
@@ -27,6 +29,7 @@ from twinpod.testing.batches import rank_batches, sample
 from twinpod.trainer.place import Place, Sizes
 
 pytestmark = pytest.mark.timeout(900)  # three launches behind one fixture, on a machine that may be busy
+TOP = Path(__file__).resolve().parents[2]
 VOCAB = 13
 COMMON: dict[str, Any] = {
     "hidden_size": 32,
@@ -167,13 +170,14 @@ def check_family(family: str, out: Path, base: Path, place: Any, machine: Any, c
     import torch
 
     from twinpod.records.model_shape import shape_from_huggingface
+    from twinpod.trainer.convert.plan import plan_parts
     from twinpod.trainer.export import export_folder
     from twinpod.trainer.megatron import build_rank
     from twinpod.trainer.memory import RankMemory, observed_bytes
     from twinpod.trainer.publish import Publisher
     from twinpod.trainer.snapshot import load_snapshot, save_snapshot
     from twinpod.trainer.step import train_iteration
-    from twinpod.trainer.weights import load_folder, load_random
+    from twinpod.trainer.weights import data_peers, load_folder, load_random
 
     rank = build_rank(shape_from_huggingface(MODELS[family]), place, machine)
     load_random(rank.parameters, rank.shape, place, seed=3)
@@ -183,10 +187,13 @@ def check_family(family: str, out: Path, base: Path, place: Any, machine: Any, c
     variants = {name: check_variant(name, family, place, machine, gradients) for name in VARIANTS if family in VARIED}
     stats.append(train_iteration(rank, make_batch(place), SETTINGS))
     export_folder(rank, control, out / "hf", config=MODELS[family], tokenizer=None)
+    export_folder(rank, control, out / "hf-files", config=MODELS[family], tokenizer=None, file_bytes=8000)
     logits = compute_logits(rank)
 
     save_snapshot(rank, control, out / "snapshot", iteration=7, version=8)
     before = {name: parameter.detach().clone() for name, parameter in rank.parameters.items()}
+    if control.size == 1:
+        make_hole(out / "hf-files", base / f"{family}-with-a-hole")
     memory = RankMemory(rank, enabled=True)
     assert memory.offload() == 0 == observed_bytes(rank)
     memory.onload()
@@ -205,16 +212,24 @@ def check_family(family: str, out: Path, base: Path, place: Any, machine: Any, c
     # layout.
     single = base / f"{family}-1-1x1"
     wipe(rank)
-    load_folder(rank.parameters, rank.shape, place, single / "hf")
+    read_bytes = load_folder(rank.parameters, rank.shape, place, single / "hf-files", data_peers(on_cpu=True))
     export_folder(rank, control, out / "hf-again", config=MODELS[family], tokenizer=None)
+    refused = ""
+    try:
+        load_folder(rank.parameters, rank.shape, place, base / f"{family}-with-a-hole", data_peers(on_cpu=True))
+    except InputError as error:
+        refused = error.line()
     wipe(rank)
-    note = load_snapshot(rank, single / "snapshot")
+    note = load_snapshot(rank, control, single / "snapshot")
     export_folder(rank, control, out / "hf-resumed", config=MODELS[family], tokenizer=None)
 
     found = {
         "place": [place.tp_rank, place.pp_rank, place.dp_rank],
         "stats": [dumps(s) for s in stats],
         "variants": variants,
+        "read_bytes": read_bytes,
+        "refused": refused,
+        "part_bytes": sum(4 * math.prod(part.shape) for part in plan_parts(rank.shape, place)),
         "note": dumps(note),
     }
     found["shard"] = dumps(shard) if shard else ""
@@ -242,34 +257,6 @@ def check_variant(name: str, family: str, place: Any, machine: Any, gradients: d
         stats = train_iteration(rank, make_batch(place), probe("all"))
     gradients |= {f"{name}:{key}": gradient for key, gradient in export_gradients(rank).items()}
     return {"stats": dumps(stats), "kept_bytes": kept.peak}
-
-
-class Kept:
-    """Counts the bytes that forward passes keep for backward passes; what those make again is not counted."""
-
-    def __init__(self, weights: Iterable[int]) -> None:
-        self._weights = set(weights)
-        self.now = self.peak = 0
-
-    def hold(self, tensor: Any) -> Held:
-        """Called by torch for each tensor that is kept."""
-        import torch
-
-        within_backward = torch._C._current_graph_task_id() != -1
-        weight = tensor.untyped_storage().data_ptr() in self._weights
-        return Held(self, tensor, 0 if within_backward or weight else tensor.nbytes)
-
-
-class Held:
-    """One tensor; it lives as long as the graph needs it."""
-
-    def __init__(self, kept: Kept, tensor: Any, size: int) -> None:
-        self.kept, self.tensor, self.size = kept, tensor, size
-        kept.now += size
-        kept.peak = max(kept.peak, kept.now)
-
-    def __del__(self) -> None:
-        self.kept.now -= self.size
 
 
 def probe(mask: str) -> TrainSettings:
@@ -346,7 +333,7 @@ def launch(ranks: int, folder: Path) -> None:
     ]
     done = subprocess.run(
         [*command, __file__, str(ranks), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOP)},
         capture_output=True,
         text=True,
         timeout=280,
@@ -509,6 +496,52 @@ def test_conversion_there_and_back_is_bit_equal(
     for again in (safetensors(folder / "hf-again"), safetensors(folder / "hf-resumed")):
         assert again.keys() == expected.keys()
         assert all(np.array_equal(again[name].view(np.uint8), expected[name].view(np.uint8)) for name in expected)
+
+
+@families
+@layouts
+def test_first_weights_are_read_once_for_all_copies(
+    base: Path, family: str, ranks: int, tensor: int, pipeline: int
+) -> None:
+    """And by a rank of them no more than its share, give or take the largest part."""
+    found = results(base, family, ranks, tensor, pipeline)
+    for one in found:
+        copies = [rank for rank in found if rank["place"][:2] == one["place"][:2]]
+        assert len(copies) == ranks // (tensor * pipeline)
+        assert sum(copy["read_bytes"] for copy in copies) == one["part_bytes"]
+        assert one["read_bytes"] <= one["part_bytes"] * (1.0 if len(copies) == 1 else 0.7)
+
+
+@families
+@layouts
+def test_what_one_copy_cannot_read_is_told_by_all_that_wait_for_it(
+    base: Path, family: str, ranks: int, tensor: int, pipeline: int
+) -> None:
+    """The broken file is the last stage's."""
+    for rank in results(base, family, ranks, tensor, pipeline):
+        assert ("cannot be read" in rank["refused"]) == (rank["place"][1] == pipeline - 1)
+
+
+@families
+@layouts
+def test_a_large_export_is_several_files_and_an_index(
+    base: Path, family: str, ranks: int, tensor: int, pipeline: int
+) -> None:
+    from safetensors.numpy import load_file
+    from transformers import AutoModelForCausalLM
+
+    folder = results(base, family, ranks, tensor, pipeline)[0]["folder"]
+    names = sorted(path.name for path in (folder / "hf-files").glob("*.safetensors"))
+    assert names == [f"model-{i:05d}-of-{len(names):05d}.safetensors" for i in range(1, len(names) + 1)]
+    assert len(names) > 2
+    expected, found = safetensors(folder / "hf"), {}
+    for name in names:
+        found |= load_file(folder / "hf-files" / name)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf-files")
+    for name, parameter in model.named_parameters():
+        assert np.array_equal(parameter.detach().numpy(), expected[name]), name
 
 
 @families

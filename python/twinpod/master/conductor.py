@@ -40,7 +40,7 @@ from twinpod.master.weight_sync import WeightSync
 from twinpod.master.work_buffer import Rules, WorkBuffer
 from twinpod.master.worker_group import WorkerGroup
 from twinpod.records import codec
-from twinpod.records.life import Verb
+from twinpod.records.life import LONGEST_ORDER_S, Verb
 from twinpod.records.run import IterationRecord
 from twinpod.records.training import BatchPlan, TrainStats
 from twinpod.replay.policy import plan_batch
@@ -270,7 +270,7 @@ class Conductor:
         await self._p.reporter.phase("snapshot", waiting_for="trainer")
         folder = snapshot_folder(self._p.snapshots, iteration, self._epoch)
         with timer.spend("snapshot"):
-            order = Order(verb=Verb.SNAPSHOT, iteration=iteration, argument=folder, deadline_s=3600)
+            order = Order(verb=Verb.SNAPSHOT, iteration=iteration, argument=folder, deadline_s=LONGEST_ORDER_S)
             await self._p.workers.train(order)
         return folder
 
@@ -344,7 +344,9 @@ class Conductor:
         if self._s.moves_memory:
             await p.workers.rest(last + 1, mark="export")
             await p.workers.train(Order(verb=Verb.ONLOAD, iteration=last + 1))
-        order = Order(verb=Verb.EXPORT, iteration=last + 1, argument=str(p.snapshots / "export"), deadline_s=3600)
+        order = Order(
+            verb=Verb.EXPORT, iteration=last + 1, argument=str(p.snapshots / "export"), deadline_s=LONGEST_ORDER_S
+        )
         await p.workers.train(order)
         if p.source.held_out:
             if self._s.moves_memory:

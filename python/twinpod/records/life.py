@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+LONGEST_ORDER_S = 3600.0  # deadline of a snapshot or an export: hundreds of gigabytes to a network file system
+
 
 class HalfKind(StrEnum):
     """Which side of a pod a half is."""

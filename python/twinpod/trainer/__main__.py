@@ -26,16 +26,21 @@ from twinpod.api.pods import HybridSpec
 from twinpod.api.quantity import to_bytes
 from twinpod.api.types import RLJob
 from twinpod.errors import EnvironmentFault, InputError, TwinpodError
+from twinpod.records.life import LONGEST_ORDER_S
 from twinpod.records.model_shape import ModelShape
 from twinpod.records.training import DataLayout, TrainSettings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from twinpod.trainer.megatron import RankModel
     from twinpod.trainer.memory import Memory
     from twinpod.trainer.place import Place
+    from twinpod.trainer.wire import Control
 
 log = logging.getLogger("twinpod.trainer")
-RANKS_TIMEOUT_S = 600.0
+RANKS_TIMEOUT_S = 600.0  # in a step, of NCCL or gloo: the others come in this time or never
+CONTROL_TIMEOUT_S = LONGEST_ORDER_S + 60.0  # while some write files and others wait; the order's deadline comes first
 # What Megatron warns of without its GPU companions, or about itself: the normal state of a CPU platform.
 NOISE = (
     ".*(Apex|Transformer Engine|custom_layers.transformer_engine|dynamic_context|full scope is deprecated"
@@ -102,7 +107,7 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
     if leader:
         write_model_folder(job, environment.model_folder)
     link = torchrun.link or f"{environment.address}:{names.TRAINING_PORT}"
-    control = Control(RANKS_TIMEOUT_S)
+    control = Control(CONTROL_TIMEOUT_S)
     replica = Replica(control, place.dp_rank, RANKS_TIMEOUT_S)
     settings = train_settings(job)
     duties = Duties(
@@ -119,7 +124,7 @@ def run(environment: Environment, torchrun: Torchrun) -> None:
             address=f"{environment.address}:{names.TRAINING_PORT}",
             threads=max(1, len(os.sched_getaffinity(0)) // torchrun.local_size),
         ),
-        fresh=fresh_weights(job, rank),
+        fresh=fresh_weights(job, rank, control),
         config=config,
         tokenizer=environment.model_folder,
     )
@@ -195,25 +200,32 @@ def check_accelerators(hybrid: HybridSpec, *, on_cpu: bool) -> None:
         )
 
 
-def fresh_weights(job: RLJob, rank: RankModel) -> Callable[[], None]:
+def fresh_weights(job: RLJob, rank: RankModel, control: Control) -> Callable[[], None]:
     """What fills the weights of a run without a snapshot of its own: the model's folder, another job's snapshot, or
     random numbers from the job's seed.
     """
     from twinpod.trainer.optimizer import fill
-    from twinpod.trainer.weights import load_folder, load_random
+    from twinpod.trainer.weights import load_random
 
     folder, source = job.spec.model.folder, job.spec.model.from_snapshot
     if folder is None and source is not None:
-        return lambda: _load_other(rank, Path(source.path))
+        return lambda: _load_other(rank, control, Path(source.path))
     if folder is not None:
-        return lambda: fill(rank.optimizer, lambda to: load_folder(to, rank.shape, rank.place, Path(folder)))
+        return lambda: fill(rank.optimizer, lambda to: _load_folder(rank, to, Path(folder)))
     return lambda: fill(rank.optimizer, lambda to: load_random(to, rank.shape, rank.place, job.spec.seed))
 
 
-def _load_other(rank: RankModel, folder: Path) -> None:
+def _load_folder(rank: RankModel, to: Mapping[str, Tensor], folder: Path) -> None:
+    from twinpod.trainer.weights import data_peers, load_folder
+
+    read = load_folder(to, rank.shape, rank.place, folder, data_peers(on_cpu=rank.machine.is_cpu))
+    log.info("weights of %s: %d MiB read here", folder, read >> 20)
+
+
+def _load_other(rank: RankModel, control: Control, folder: Path) -> None:
     from twinpod.trainer.snapshot import load_snapshot
 
-    note = load_snapshot(rank, folder)
+    note = load_snapshot(rank, control, folder)
     log.info("weights of another job: %s, its iteration %d", folder, note.iteration)
 
 

@@ -185,7 +185,7 @@ def _onload(duties: Duties, state: State, command: Command) -> str:
         ) from error
     duties.memory.onload()
     if folder:
-        note = load_snapshot(duties.rank, Path(folder))
+        note = load_snapshot(duties.rank, duties.control, Path(folder))
         state.loaded = True
         return json.dumps(plain(note))
     duties.fresh()

@@ -57,7 +57,8 @@ def save_snapshot(rank: RankModel, control: Control, folder: Path, *, iteration:
     leader = control.rank == 0
     control.together(str(folder), partial(begin_folder, folder) if leader else None)
     try:
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(partial_name(folder), sync_files=False))
+        writer = dcp.FileSystemWriter(partial_name(folder), sync_files=False)
+        dcp.save(state, storage_writer=writer, process_group=control.group)  # who is done waits there for who writes
     except CheckpointException as error:  # raised on all ranks alike
         raise EnvironmentFault(f"the snapshot cannot be written: {_first_failure(error)}", where=str(folder)) from error
     control.together(
@@ -94,7 +95,7 @@ def read_note(folder: Path) -> SnapshotNote:
     return loads(SnapshotNote, text)
 
 
-def load_snapshot(rank: RankModel, folder: Path) -> SnapshotNote:
+def load_snapshot(rank: RankModel, control: Control, folder: Path) -> SnapshotNote:
     """Fill this rank's parameters, whatever layout wrote the folder. Collective over all ranks."""
     note = read_note(folder)
     parts = plan_parts(rank.shape, rank.place, naming_of(rank.parameters))
@@ -108,7 +109,7 @@ def load_snapshot(rank: RankModel, folder: Path) -> SnapshotNote:
                 mend="resume with the model of that run",
             )
     state = {part.name: _shard(part, saved[part.name].properties.dtype) for part in parts}
-    dcp.load(state, storage_reader=dcp.FileSystemReader(folder))
+    dcp.load(state, storage_reader=dcp.FileSystemReader(folder), process_group=control.group)
 
     if name := first_not_finite(state):
         raise IntegrityError(

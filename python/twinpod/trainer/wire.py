@@ -21,28 +21,32 @@ T = TypeVar("T")
 
 
 class Control:
-    """Rank 0 speaks, all hear; all answer, rank 0 hears. Every method is collective."""
+    """Rank 0 speaks, all hear; all answer, rank 0 hears. Every method is collective.
+
+    `timeout_s` is how long a rank waits for others that write files. One that died is noticed at once: its connections
+    close.
+    """
 
     def __init__(self, timeout_s: float) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def broadcast(self, message: bytes) -> bytes:
         """Rank 0's `message`, on every rank; what others pass is ignored."""
-        return broadcast(message, 0, self._group, speaks=self.rank == 0)
+        return broadcast(message, 0, self.group, speaks=self.rank == 0)
 
     def gather(self, message: bytes) -> list[bytes]:
         """Every rank's message in order of rank, on every rank. Padded to the longest: meant for short ones."""
         lengths = torch.zeros(self.size, dtype=torch.int64)
         lengths[self.rank] = len(message)
-        dist.all_reduce(lengths, group=self._group)
+        dist.all_reduce(lengths, group=self.group)
         width = int(lengths.max())
         if width == 0:
             return [b""] * self.size
         mine = torch.zeros(width, dtype=torch.uint8)
         mine[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else mine[:0]
         every = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(every, mine, group=self._group)
+        dist.all_gather(every, mine, group=self.group)
         return [row[: int(length)].numpy().tobytes() for row, length in zip(every, lengths, strict=True)]
 
     def together(self, where: str, act: Callable[[], object] | None = None) -> None:

@@ -46,12 +46,8 @@ def import_local(parameters: Mapping[str, Tensor], part: Part, piece: Tensor) ->
     view.copy_(piece.reshape(view.shape))
 
 
-def import_all(parameters: Mapping[str, Tensor], parts: Iterable[Part], read: Callable[[str], Tensor]) -> None:
-    """Load every part (owned or not).
-
-    `read` gives a full Hugging Face tensor by name. The vocabulary's padding becomes zero.
-    """
-    parts = tuple(parts)
+def begin_import(parameters: Mapping[str, Tensor], parts: Iterable[Part]) -> None:
+    """Before parts are written: every parameter has one, and the vocabulary's padding becomes zero."""
     missing = parameters.keys() - {part.source for part in parts}
     if missing:
         raise InputError(
@@ -59,9 +55,18 @@ def import_all(parameters: Mapping[str, Tensor], parts: Iterable[Part], read: Ca
             where="converter",
             mend="add it to twinpod/trainer/convert/",
         )
+    for parameter in parameters.values():
+        parameter.detach().zero_()
+
+
+def import_all(parameters: Mapping[str, Tensor], parts: Iterable[Part], read: Callable[[str], Tensor]) -> None:
+    """Load every part (owned or not).
+
+    `read` gives a full Hugging Face tensor by name.
+    """
+    parts = tuple(parts)
     with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.zero_()
+        begin_import(parameters, parts)
         for part in parts:
             import_part(parameters, part, read(part.name))
 
