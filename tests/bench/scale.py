@@ -41,10 +41,10 @@ from twinpod.records.training import DataLayout, RankBatch
 from twinpod.rollout.__main__ import GrpcMaster
 from twinpod.rollout.ports import EngineEndpoint, EngineOutput, EngineRequest, Finish
 from twinpod.rollout.worker import Worker, WorkerSettings
-from twinpod.rpc.batches import BatchReader, request_to_pb
+from twinpod.rpc.batches import BatchReader
 from twinpod.rpc.certificates import issue, make_authority
-from twinpod.rpc.channel import ask_stream_blocking, blocking_channel, client_channel
-from twinpod.rpc.v1 import master_pb2_grpc
+from twinpod.rpc.channel import client_channel
+from twinpod.trainer.half_client import MasterClient
 
 ANSWERS, WORKERS, RANKS, CAPACITY = 16, 64, 8, 64
 SIZES = {"17m": (32, 32_768), "131m": (1000, 8_192), "524m": (1000, 32_768)}  # prompts, tokens an answer
@@ -68,6 +68,7 @@ class Found:
     unevenness: float  # largest over smallest rank, tokens
     loop_cpu: float  # seconds of the master's event loop in store_s
     stall_s: float
+    stall_here_s: float
     peak_mib: float
     file_mib: float
 
@@ -197,6 +198,7 @@ async def iteration(folder: Path, prompts: int, tokens: int, *, pace: float = 0.
         unevenness=max(one.tokens for one in got) / min(one.tokens for one in got) if got else 0.0,
         loop_cpu=generated["loop_cpu"],
         stall_s=last["stall_s"],
+        stall_here_s=last["stall_here_s"],
         peak_mib=last["peak_mib"],
         file_mib=last["file_mib"],
     )
@@ -234,15 +236,11 @@ def _fetch_all(address: str, tls: Path, layout: DataLayout, ranks: int) -> list[
 
 
 def _fetch(address: str, tls: Path, layout: DataLayout, rank: int) -> Share:
-    """As `half_client.MasterClient` and `loop` do it on the first rank of a copy of the model."""
+    """As `loop` does it on the first rank of a copy of the model."""
     began, received, reader = time.perf_counter(), 0, BatchReader()
-    with blocking_channel(address, tls) as channel:
-        stub = master_pb2_grpc.MasterStub(channel)  # type: ignore[no-untyped-call]
-        request = request_to_pb(1, 1, rank, layout)
-        for part in ask_stream_blocking(stub.FetchBatch, request, timeout=PATIENCE_S, where="master", wait=True):
-            message = part.SerializeToString()
-            received += len(message)
-            reader.take(message)
+    for message in MasterClient(address, tls, rank=rank, layout=layout).fetch(1, 1):
+        received += len(message)
+        reader.take(message)
     batch: RankBatch = reader.batch()
     return Share(
         seconds=time.perf_counter() - began,
@@ -270,6 +268,8 @@ def measures(found: dict[str, Found], paced: Found | None, peak: Measure) -> lis
         Measure(key="loop_stall_max_s", value=max(one.stall_s for one in found.values()), unit="s", at_most=0.25,
                 note="longest pause of the master's event loop: "
                 + each({name: one.stall_s for name, one in found.items()})),
+        Measure(key="loop_stall_here_max_s", value=max(one.stall_here_s for one in found.values()), unit="s",
+                note="the same without the time that other processes had its processor"),
         Measure(key="store_mtokens_per_s", value=min(store.values()), unit="Mtokens/s", at_least=5,
                 note="worker to books, the slowest size: " + each(store)),
         Measure(key="share_mtokens_per_s", value=min(share.values()), unit="Mtokens/s", at_least=20,

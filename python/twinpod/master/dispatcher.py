@@ -72,6 +72,9 @@ class OpenRoster:
         return True
 
 
+FILL_GROUPS = 64  # begun for one pull; the next one begins more: a thousand at once would hold everybody up
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """How long the dispatcher waits, in seconds."""
@@ -228,6 +231,7 @@ class Dispatcher:
                 count = sum(self._learn(phase, result, fresh) for result in results)
                 if not answer.done():
                     answer.set_result(count)
+                await asyncio.sleep(0)  # others have their turn: there may be thousands of answers
             phase.alive = self._clock()
             if phase.buffer.closing:
                 self._turn()
@@ -264,7 +268,7 @@ class Dispatcher:
     async def _fill(self, phase: _Phase) -> None:
         async with self._filling:
             if room := phase.buffer.room():
-                for group in await phase.sink.begin(room):
+                for group in await phase.sink.begin(min(room, FILL_GROUPS)):
                     phase.buffer.admit(group, {})
 
     def _pulled(self, *, cut: bool, items: tuple[WorkItem, ...]) -> WorkBatch:

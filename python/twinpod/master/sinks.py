@@ -73,6 +73,8 @@ class TrainingSink(_Scoring):
     ) -> None:
         super().__init__(judge)
         self._async_books, self._source, self._size, self._iteration = async_books, source, size, iteration
+        self._verdicts: list[Scored] = []  # that are not in the books yet
+        self._writing = asyncio.Lock()
 
     async def begin(self, count: int) -> Sequence[Group]:
         """See Sink."""
@@ -94,7 +96,12 @@ class TrainingSink(_Scoring):
         return await self._async_books.do(act)
 
     async def _keep(self, ended: Sequence[Ended], verdicts: Sequence[Scored]) -> None:
-        await self._async_books.do(lambda books: books.score(verdicts))
+        """Durable on return; what came while the disk was busy goes in one transaction."""
+        self._verdicts += verdicts
+        async with self._writing:
+            if waiting := self._verdicts:
+                self._verdicts = []
+                await self._async_books.do(lambda books: books.score(waiting))
 
 
 class EvaluationSink(_Scoring):

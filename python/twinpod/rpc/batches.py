@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+import grpc
 import numpy as np
 
 from twinpod.errors import ProtocolError
@@ -39,6 +41,15 @@ def request_to_pb(epoch: int, iteration: int, rank: int, layout: DataLayout) -> 
         ranks=layout.ranks,
         micro_batch_tokens=layout.micro_batch_tokens,
         attention_tokens=layout.attention_tokens,
+    )
+
+
+def fetch_method(channel: grpc.Channel) -> Any:
+    """`Master.FetchBatch` of a channel, whose answers stay the bytes that came: `BatchReader` reads them, once."""
+    return channel.unary_stream(
+        "/twinpod.rpc.v1.Master/FetchBatch",
+        request_serializer=master_pb2.BatchRequest.SerializeToString,
+        response_deserializer=bytes,
     )
 
 

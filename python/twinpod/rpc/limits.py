@@ -9,7 +9,7 @@ from __future__ import annotations
 from twinpod.records.arrays import TokenIds
 from twinpod.records.rollout import SamplingSettings, Segment
 
-MESSAGE_BYTES = 4 << 20  # what a message is filled up to
+MESSAGE_BYTES = 1 << 20  # what a message is filled up to
 MESSAGE_LIMIT = 16 << 20  # what gRPC takes: a trajectory of 1M tokens with its log-probs has 8 MiB
 LINE_CHARACTERS = 400  # most of an error's line within a message
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from twinpod.errors import ProtocolError, Unreachable
+from twinpod.errors import Unreachable
 from twinpod.records.life import Command, Reply
 from twinpod.records.training import DataLayout
-from twinpod.rpc.batches import request_to_pb
+from twinpod.rpc.batches import fetch_method, request_to_pb
 from twinpod.rpc.channel import ask_blocking, ask_stream_blocking, blocking_channel
 from twinpod.rpc.convert import command_from_pb, reply_to_pb
-from twinpod.rpc.v1 import half_pb2, half_pb2_grpc, master_pb2_grpc
+from twinpod.rpc.v1 import half_pb2, half_pb2_grpc
 
 TURN_S = 20.0  # one turn of the long poll; ranks never wait longer than this for rank 0
 MARGIN_S = 10.0  # beyond a turn, before the half counts as gone
@@ -48,15 +48,10 @@ class MasterClient:
     """The batch source of one data-parallel rank: `Master.FetchBatch`."""
 
     def __init__(self, address: str, tls: Path, *, rank: int, layout: DataLayout) -> None:
-        self._stub = master_pb2_grpc.MasterStub(blocking_channel(address, tls))  # type: ignore[no-untyped-call]
+        self._method = fetch_method(blocking_channel(address, tls))
         self._where, self._rank, self._layout = f"master {address}", rank, layout
 
     def fetch(self, epoch: int, iteration: int) -> Iterator[bytes]:
-        """The messages as they come; ProtocolError when the master sends another iteration's."""
+        """The messages as they come, for `BatchReader`."""
         request = request_to_pb(epoch, iteration, self._rank, self._layout)
-        for part in ask_stream_blocking(self._stub.FetchBatch, request, timeout=FETCH_S, where=self._where, wait=True):
-            if part.HasField("head") and part.head.iteration != iteration:
-                raise ProtocolError(
-                    f"sent the batch of iteration {part.head.iteration} instead of {iteration}", where=self._where
-                )
-            yield part.SerializeToString()
+        return ask_stream_blocking(self._method, request, timeout=FETCH_S, where=self._where, wait=True)

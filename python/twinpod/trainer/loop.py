@@ -161,6 +161,8 @@ def _batch(duties: Duties, command: Command, batches: BatchSource | None) -> Ran
 
     def finish() -> RankBatch:
         batch = reader.batch()
+        if batch.iteration != command.iteration:
+            raise ProtocolError(f"the master sent the batch of iteration {batch.iteration}", where=command.key)
         DataLoader(batch, duties.settings.mask)  # a sample that cannot be loaded is known before any rank trains
         return batch
 
