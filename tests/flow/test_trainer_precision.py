@@ -128,6 +128,7 @@ def distributed_optimizer(machine: Any) -> dict[str, Any]:
 
     from twinpod.records.model_shape import shape_from_huggingface
     from twinpod.trainer import megatron, platform_cpu, platform_gpu
+    from twinpod.trainer.memory import RankMemory, held_tensors
     from twinpod.trainer.optimizer import fill
     from twinpod.trainer.step import train_iteration
     from twinpod.trainer.weights import load_random
@@ -164,7 +165,15 @@ def distributed_optimizer(machine: Any) -> dict[str, Any]:
         stats = [train_iteration(rank, make_batch(iteration, place), settings) for iteration in (1, 2)]
         found = optimizer.gather()
         optimizer.take(first)
-        again = [train_iteration(rank, make_batch(iteration, place), settings) for iteration in (1, 2)]
+        memory, again = RankMemory(rank, enabled=True), []
+        torch.cuda.memory_reserved = lambda device: sum(
+            tensor.untyped_storage().nbytes()
+            for tensor in [*held_tensors(rank).values(), *(parameter.main_grad for parameter in model.parameters())]
+        )
+        for iteration in (1, 2):
+            again.append(train_iteration(rank, make_batch(iteration, place), settings))
+            assert memory.offload() == 0, "parameters, main weights and gradient buffers are away"
+            memory.onload()
         repeated = optimizer.gather()
     cpu = new_rank(place, machine)
     expected = [train_iteration(cpu, make_batch(iteration, place), settings) for iteration in (1, 2)]

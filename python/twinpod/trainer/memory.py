@@ -93,10 +93,10 @@ class RankMemory:
         Parameters keep their identity, so an optimizer or a plan made before stays valid after `onload`.
         """
         if self._enabled and not self._away:
-            on_gpu = not self._rank.machine.is_cpu
+            pinned = self._rank.machine.device.type == "cuda"
             self._rank.optimizer.drop_gradients()
             for name, tensor in held_tensors(self._rank).items():
-                home = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+                home = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
                 home.copy_(tensor.detach())
                 self._away[name] = home
             self._release()
