@@ -129,6 +129,19 @@ def test_a_dropped_group_gives_its_prompt_free_three_times(books: Books) -> None
     assert read.opened(books.connection) == 1
 
 
+def test_how_a_trajectory_ended_stands_in_the_books(books: Books) -> None:
+    books.record_version(1, 0, "d")
+    (group, given_up) = begin(books, 3, 4)
+    one, other = (trajectory.trajectory_id for trajectory in group.trajectories)
+    books.store([segment(one), segment(other)], 1)
+    books.score([Scored(trajectory_id=one, reward=1.0, correct=True, masked="")])
+    books.score([Scored(trajectory_id=other, reward=None, correct=False, masked="no judge")])
+    books.drop([given_up.group_id], "too_old")
+    found = dict(books.connection.execute("SELECT trajectory_id, outcome FROM trajectories"))
+    left = [trajectory.trajectory_id for trajectory in given_up.trajectories]
+    assert found == {one: "scored", other: "masked", **dict.fromkeys(left, "dropped")}
+
+
 def test_a_resume_without_later_commits_changes_nothing(tmp_path: Path) -> None:
     first = begun(tmp_path)
     first.record_version(1, 0, "d")

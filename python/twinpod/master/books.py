@@ -214,7 +214,8 @@ class Books:
         with self._transaction() as db:
             rows = [(verdict.reward, verdict.correct, verdict.masked, verdict.trajectory_id) for verdict in verdicts]
             db.executemany(
-                "UPDATE trajectories SET reward = ?, correct = ?, masked = ? WHERE trajectory_id = ? AND terminal = 1",
+                "UPDATE trajectories SET reward = ?1, correct = ?2, masked = ?3,"
+                " outcome = CASE ?3 WHEN '' THEN 'scored' ELSE 'masked' END WHERE trajectory_id = ?4 AND terminal = 1",
                 rows,
             )
             _count(db, "trajectories_masked", sum(bool(row[2]) for row in rows))
@@ -230,6 +231,7 @@ class Books:
             for one in group_ids:
                 row = db.execute(_DROP, (one,)).fetchone()
                 if row is not None:
+                    db.execute(_DROPPED, (one,))
                     db.execute(_TRY_AGAIN, (*row, one, MOST_TRIES))
             _count(db, f"groups_dropped_{reason}", len(group_ids))
 
@@ -301,6 +303,7 @@ _BEGIN_AGAIN = "UPDATE again SET waiting = 0 WHERE prompt_id = ? AND pass = ?"
 _DROP = """
 UPDATE groups SET state = 'dropped' WHERE group_id = ? AND state IN ('open', 'finished') RETURNING prompt_id, pass
 """
+_DROPPED = "UPDATE trajectories SET outcome = 'dropped' WHERE group_id = ? AND outcome IS NULL"
 _TRY_AGAIN = """
 INSERT INTO again (prompt_id, pass, since, tries, waiting) VALUES (?, ?, ?, 1, 1)
 ON CONFLICT DO UPDATE SET tries = tries + 1, waiting = tries + 1 < ?

@@ -16,7 +16,7 @@ UPDATE prompts SET (times_trained, tries, reward_sum, right_count) = (
 ) WHERE prompt_id = ?
 """
 _REWIND = """
-UPDATE trajectories SET terminal = 0, reward = NULL, correct = 0, masked = '', stop = coalesce((
+UPDATE trajectories SET terminal = 0, reward = NULL, correct = 0, masked = '', outcome = NULL, stop = coalesce((
     SELECT s.stop FROM segments s WHERE s.trajectory_id = trajectories.trajectory_id AND s.rolled_back = 0
     ORDER BY s.idx DESC LIMIT 1
 ), '') WHERE trajectory_id = ?
