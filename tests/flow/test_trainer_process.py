@@ -145,7 +145,7 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def trainer(
-    pod: Path, tensor: int, **spec: Any
+    pod: Path, tensor: int, data: int = 1, **spec: Any
 ) -> AsyncIterator[tuple[PlayedHalf, asyncio.subprocess.Process, Path]]:
     """Servers and ranks; the ranks are killed at the end if they still run."""
     half = PlayedHalf()
@@ -160,7 +160,7 @@ async def trainer(
                 "torch.distributed.run",
                 "--standalone",
                 "--nproc-per-node",
-                str(tensor),
+                str(tensor * data),
                 "-m",
                 "twinpod.trainer",
             ),
@@ -305,6 +305,21 @@ async def test_a_run_of_two_ranks_and_a_resume_by_one(pod: Path) -> None:
         assert all(np.array_equal(again[name], second[name]) for name in second)
         assert (await half.order(Verb.EXIT)).error == ""
         assert await asyncio.wait_for(process.wait(), 20) == 0, log.read_text()[-3000:]
+
+
+@pytest.mark.asyncio
+async def test_ranks_that_get_samples_of_their_own_train_together_or_not_at_all(pod: Path) -> None:
+    """Two copies of the model: what one of them cannot load, or cannot fetch, neither trains on."""
+    spec = {"hybrid": {"trainer": {"dataParallel": 2}}}
+    async with trainer(pod, 1, 2, **spec) as (half, _, log):
+        assert (await half.order(Verb.ONLOAD, argument='{"snapshot": "", "version": 0}')).error == "", log.read_text()
+        broken = await half.order(Verb.TRAIN, iteration=3)
+        assert "InputError: training batch: trajectory 5 has 3 tokens" in broken.error
+        assert (await half.order(Verb.TRAIN, iteration=4)).error.startswith("Unreachable: ")
+        reply = await half.order(Verb.TRAIN, iteration=1)
+        assert reply.error == ""
+        assert loads(TrainStats, reply.detail).tokens == 128, "all samples, each rank its own"
+        assert (await half.order(Verb.EXIT)).error == ""
 
 
 @pytest.mark.asyncio

@@ -112,6 +112,12 @@ def groups_in(db: sqlite3.Connection, states: Sequence[GroupState]) -> tuple[Gro
     return load_groups(db, [row[0] for row in rows])
 
 
+def groups_of(db: sqlite3.Connection, trajectory_ids: Iterable[int]) -> tuple[int, ...]:
+    """The groups of some trajectories, each once."""
+    ask = "SELECT group_id FROM trajectories WHERE trajectory_id = ?"
+    return tuple(dict.fromkeys(db.execute(ask, (one,)).fetchone()[0] for one in trajectory_ids))
+
+
 def load_groups(db: sqlite3.Connection, group_ids: Iterable[int]) -> tuple[Group, ...]:
     """Groups by id, in the order given."""
     return tuple(_load_group(db, group_id) for group_id in group_ids)

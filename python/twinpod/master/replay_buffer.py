@@ -23,9 +23,10 @@ def left_unscored(books: Books) -> tuple[Ended, ...]:
     """Terminal trajectories without verdict, left by a master that was killed."""
     db = books.connection
     ids = set(read.unscored(db))
+    groups = read.load_groups(db, read.groups_of(db, sorted(ids)))  # these alone: what waits may be large
     return tuple(
         Ended(trajectory_id=one.trajectory_id, prompt=group.prompt, tokens=one.tokens, stop=one.segments[-1].stop)
-        for group in (read.groups_in(db, (GroupState.OPEN, GroupState.FINISHED)) if ids else ())
+        for group in groups
         for one in group.trajectories
         if one.trajectory_id in ids
     )

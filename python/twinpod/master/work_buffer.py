@@ -47,7 +47,7 @@ class Attempt:
     """One trajectory within this phase."""
 
     trajectory_id: int
-    tokens: TokenIds
+    tokens: TokenIds  # what to go on with; empty once it is terminal
     index: int  # of the next segment
     spent: int  # tokens generated in this phase
     terminal: bool
@@ -139,7 +139,7 @@ class WorkBuffer:
         attempts = tuple(
             Attempt(
                 trajectory_id=trajectory.trajectory_id,
-                tokens=trajectory.tokens,
+                tokens=TokenIds() if trajectory.terminal else trajectory.tokens,
                 index=len(trajectory.segments),
                 spent=spent.get(trajectory.trajectory_id, 0),
                 terminal=trajectory.terminal,
@@ -205,6 +205,7 @@ class WorkBuffer:
             if attempt.terminal:
                 one = attempt.trajectory_id
                 ended.append(Ended(trajectory_id=one, prompt=slot.prompt, tokens=attempt.tokens, stop=segment.stop))
+                attempt.tokens = TokenIds()  # nobody goes on with them, and the others may take long
                 if slot.finished:
                     finished.append(slot.group_id)
         self.tokens += tokens
