@@ -7,6 +7,7 @@ import contextlib
 import json
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -427,6 +428,35 @@ async def test_answers_whose_judge_was_ended_are_left_out_and_counted(tmp_path: 
     counts = {one.name: one.count for one in inspect(tmp_path).counters}
     assert counts["judges_late"] >= 1
     assert counts["judges_late"] + counts["judges_ended"] == counts["trajectories_masked"]
+    assert_sound(world, tmp_path)
+
+
+class Hanging:
+    """A scorer that judges some answers and then hangs; `told` is called when it does."""
+
+    at_once = 2
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        self.told, self.asked = told, 0
+
+    async def score(self, prompt: Prompt, answer: str) -> Verdict:
+        self.asked += 1
+        if self.asked > 5:
+            asyncio.get_running_loop().call_later(0.2, self.told)
+            await asyncio.Event().wait()
+        return Verdict(reward=self.asked % 2, correct=False)
+
+
+async def test_a_planned_stop_does_not_wait_for_a_judge_and_the_next_start_judges(tmp_path: Path) -> None:
+    world = World(tmp_path, snapshot_every=100)
+    world.scorer = Hanging(lambda: world.plug.tell and world.plug.tell())
+    async with asyncio.timeout(20):
+        assert not await world.run()
+    before = inspect(tmp_path)
+    assert "trajectories_masked" not in {one.name for one in before.counters}, "they wait for a verdict"
+    world.scorer, world.plug = None, Plug()
+    assert await world.run()
+    assert (inspect(tmp_path).state, inspect(tmp_path).iterations_committed) == ("Succeeded", 3)
     assert_sound(world, tmp_path)
 
 

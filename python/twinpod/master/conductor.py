@@ -81,6 +81,7 @@ class Conductor:
         )
         self._served = ""  # what the engines said they served at the end of the rollout phase, for an error's line
         self._iterating = self._leaving = False
+        self._sink: TrainingSink | None = None  # of the rollout phase under way
 
     @property
     def epoch(self) -> int:
@@ -93,6 +94,8 @@ class Conductor:
             return False
         self._leaving = True
         self._p.dispatcher.close()
+        if self._sink:
+            self._sink.give_up()
         return True
 
     async def run(self) -> bool:
@@ -214,12 +217,16 @@ class Conductor:
             rules = self._rules(s.groups_per_iteration, s.groups_in_flight)
             buffer = WorkBuffer(rules=rules, epoch=self._epoch, iteration=iteration, version=version)
             async with TrainingSink(p.async_books, p.judge, p.source, size=s.group_size, iteration=iteration) as sink:
+                self._sink = sink
                 if left := await p.async_books.do(replay_buffer.left_unscored):
                     sink.judge(left)
                     await sink.drain()
                 await p.async_books.do(lambda books: replay_buffer.lay_out(books, buffer, iteration))
                 await p.dispatcher.run(buffer, sink, p.workers, p.reporter.groups)
                 self._served = await p.workers.versions()
+            self._sink = None
+            if self._leaving:
+                return ()
             return await p.async_books.do(lambda books: replay_buffer.pick(books, s.groups_per_iteration))
 
     async def _rest(self, timer: PhaseTimer, iteration: int) -> None:

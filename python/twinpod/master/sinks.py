@@ -31,22 +31,34 @@ class AsyncBooks:
 class _Scoring:
     """Judging in the background.
 
-    A phase runs within `async with`: its end waits for every verdict, its failure for none.
+    A phase runs within `async with`: its end waits for every verdict, its failure for none. `give_up` may come at any
+    time: nothing is waited for any more, and the next start judges what has no verdict.
     """
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
         self._tasks: set[asyncio.Task[None]] = set()
+        self._given_up = False
 
     def judge(self, ended: Sequence[Ended]) -> None:
         """See Sink."""
-        self._tasks.add(asyncio.create_task(self._score(ended)))
+        if not self._given_up:
+            self._tasks.add(asyncio.create_task(self._score(ended)))
+
+    def give_up(self) -> None:
+        """Nobody waits for verdicts any more: a judge may take longer than there is time to leave."""
+        self._given_up = True
+        for task in self._tasks:
+            task.cancel()
 
     async def drain(self) -> None:
-        """Return when every verdict is in."""
+        """Return when every verdict is in, or given up."""
         while self._tasks:
-            tasks, self._tasks = self._tasks, set()
-            await asyncio.gather(*tasks)
+            done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+            self._tasks -= done
+            for task in done:
+                if not task.cancelled():
+                    task.result()
 
     async def __aenter__(self) -> Self:
         return self
