@@ -327,6 +327,12 @@ BAD: tuple[Bad, ...] = (
         ),
     ),
     bad(
+        "spec.algorithm.maxMicroBatchTokens",
+        100,
+        "spec.algorithm.maxMicroBatchTokens: 100 is below microBatchTokens (4096)",
+        "spec.algorithm.maxMicroBatchTokens: Invalid value: 100 is below microBatchTokens (4096)",
+    ),
+    bad(
         "spec.hybrid.trainer.recompute",
         "full",
         'spec.hybrid.trainer.recompute: is "full"; must be one of None, Selective, Full; did you mean Full?',

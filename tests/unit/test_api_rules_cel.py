@@ -52,6 +52,8 @@ CHANGES: list[tuple[str, Any]] = [
     ("spec.algorithm.betas", ["0.9", "1.0"]),
     ("spec.algorithm.baseline", "logMeanExp"),
     ("spec.algorithm.tau", "0"),
+    ("spec.algorithm.maxMicroBatchTokens", 5),
+    ("spec.algorithm.maxMicroBatchTokens", 5000),
     ("spec.algorithm.miniBatches", 33),
     ("spec.algorithm.learningRateSchedule.minimum", "6e-4"),
     ("spec.algorithm.learningRateSchedule.warmupIterations", 100),

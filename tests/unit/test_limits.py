@@ -222,6 +222,10 @@ ROWS: dict[str, tuple[Callable[[Scene], None], str]] = {
         config(rope_scaling={"rope_type": "longrope", "factor": 4.0}),
         "config.json: rope_parameters.rope_type: is 'longrope', which the trainer does not know; use a model with one",
     ),
+    "the largest micro-batch": (
+        spec("algorithm", microBatchTokens=8, maxMicroBatchTokens=15),
+        "spec.algorithm.maxMicroBatchTokens: is 15; the longest prompt (",
+    ),
     "trainer's ranks": (
         spec("hybrid", trainer={"tensorParallel": 4}),
         "spec.hybrid.trainer.tensorParallel: 4 does not divide the model's 2 attention heads",

@@ -63,7 +63,7 @@ def _loader(mask: str) -> DataLoader:
     """One sample whose first two response tokens were made by version 3, the last by the current version 4."""
     one = sample(0, 0, (5, 6), (7, 8, 9), (-1.0, -2.0, -3.0), (3, 3, 4), advantage=1.5, reward=1.0)
     (batch,) = rank_batches([one], iteration=9, version=4, group_size=1)
-    return DataLoader(batch, mask)
+    return DataLoader(batch, mask, 1000)
 
 
 @pytest.mark.parametrize(

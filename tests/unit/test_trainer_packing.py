@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from twinpod.errors import InputError
 from twinpod.records.arrays import LogProbs, TokenIds
-from twinpod.records.training import GIVEN, RankBatch, Sample, TokenRun
+from twinpod.records.training import GIVEN, RankBatch, Sample, TokenRun, TrainSettings
 from twinpod.testing.batches import rank_batches, sample
-from twinpod.trainer.packing import DataLoader, MicroBatch
+from twinpod.trainer.packing import DataLoader, MicroBatch, largest_micro_batch
 
 
 def _samples(count: int, seed: int = 0) -> list[Sample]:
@@ -42,7 +42,7 @@ def test_every_rank_gets_as_many_micro_batches_and_nothing_is_lost(
 ) -> None:
     made = _samples(count, seed)
     batches = rank_batches(made, iteration=4, version=2, group_size=2, ranks=ranks, budget=budget)
-    loaded = [list(DataLoader(batch, "all").all()) for batch in batches]
+    loaded = [list(DataLoader(batch, "all", 1000).all()) for batch in batches]
     assert len({len(micros) for micros in loaded}) == 1
     rows = sorted(row for micros in loaded for micro in micros for row in _rows(micro))
     assert rows == sorted(
@@ -68,7 +68,7 @@ def _rows(micro: MicroBatch) -> list[tuple[tuple[int, ...], int, float]]:
 
 def _single(one: Sample, version: int = 2) -> MicroBatch:
     (batch,) = rank_batches([one], iteration=1, version=version, group_size=1)
-    (micro,) = DataLoader(batch, "all").all()
+    (micro,) = DataLoader(batch, "all", 1000).all()
     return micro
 
 
@@ -98,7 +98,7 @@ def test_tokens_given_between_generated_ones_are_context_and_never_in_the_loss()
 def test_mini_batches_are_the_parts_of_one_batch() -> None:
     made = [replace(one, mini_batch=one.group % 2, weight=0.25) for one in _samples(8)]
     (batch,) = rank_batches(made, iteration=4, version=2, group_size=2, budget=20)
-    loader = DataLoader(batch, "all")
+    loader = DataLoader(batch, "all", 1000)
     parts = [[micro.index for micro in loader.mini_batch(number)] for number in range(loader.mini_batches)]
     assert [one for part in parts for one in part] == [micro.index for micro in loader.all()]
     trained = [{t for micro in loader.mini_batch(number) for t in micro.trajectories} for number in (0, 1)]
@@ -118,9 +118,39 @@ def test_a_sample_that_does_not_add_up_is_refused_by_its_trajectory(changes: dic
     one = replace(sample(3, 0, (1,), (2, 3), (0.0, 0.0), (1, 1)), **changes)  # type: ignore[arg-type]
     batch = RankBatch(iteration=1, version=1, group_size=1, micro_batches=(1,), samples=(one,))
     with pytest.raises(InputError, match="trajectory 3 has"):
-        DataLoader(batch, "all")
+        DataLoader(batch, "all", 1000)
+
+
+def test_a_sample_beyond_the_bound_is_refused_by_its_trajectory_and_the_field() -> None:
+    one = sample(812, 0, (1, 2), (3, 4), (0.0, 0.0), (1, 1))
+    batch = RankBatch(iteration=1, version=1, group_size=1, micro_batches=(1,), samples=(one,))
+    assert len(list(DataLoader(batch, "all", 3).all())) == 1
+    with pytest.raises(InputError) as caught:
+        DataLoader(batch, "all", 2)
+    assert "trajectory 812 has 4 tokens" in caught.value.line()
+    assert "spec.algorithm.maxMicroBatchTokens" in caught.value.line()
+
+
+@pytest.mark.parametrize(
+    ("micro", "most", "context", "expected"), [(8, None, 64, 64), (100, None, 64, 100), (8, 16, 64, 16)]
+)
+def test_the_bound_is_the_jobs_or_the_models_context(micro: int, most: int | None, context: int, expected: int) -> None:
+    settings = TrainSettings(
+        learning_rate=1e-3,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+        eps=1e-8,
+        tau=0.1,
+        temperature=1.0,
+        mask="all",
+        steps=1,
+        clip_grad=1.0,
+        micro_batch_tokens=micro,
+        max_micro_batch_tokens=most,
+    )
+    assert largest_micro_batch(settings, context) == expected
 
 
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(InputError, match="iteration 7 has no samples"):
-        DataLoader(RankBatch(iteration=7, version=1, group_size=1, micro_batches=(), samples=()), "all")
+        DataLoader(RankBatch(iteration=7, version=1, group_size=1, micro_batches=(), samples=()), "all", 1000)

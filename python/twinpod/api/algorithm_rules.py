@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twinpod.api.rules import Rule
+from twinpod.api.rules import Rule, has
 
 
 def above_zero(path: str, field: str) -> Rule:
@@ -17,6 +17,28 @@ def above_zero(path: str, field: str) -> Rule:
 
 
 ALGORITHM_RULES = (
+    Rule(
+        path="spec.algorithm",
+        field="maxMicroBatchTokens",
+        cel="!has(self.maxMicroBatchTokens) || self.maxMicroBatchTokens >= self.microBatchTokens",
+        holds=lambda self: not has(self, "maxMicroBatchTokens") or self.maxMicroBatchTokens >= self.microBatchTokens,
+        message="{self.maxMicroBatchTokens} is below microBatchTokens ({self.microBatchTokens})",
+    ),
+    Rule(
+        path="spec",
+        field="algorithm.maxMicroBatchTokens",
+        cel=(
+            "!has(self.algorithm.maxMicroBatchTokens) || self.algorithm.maxMicroBatchTokens >= self.rollout.maxTokens"
+        ),
+        holds=lambda self: (
+            not has(self, "algorithm.maxMicroBatchTokens")
+            or self.algorithm.maxMicroBatchTokens >= self.rollout.maxTokens
+        ),
+        message=(
+            "{self.algorithm.maxMicroBatchTokens} cannot hold a prompt and an answer of rollout.maxTokens"
+            " ({self.rollout.maxTokens})"
+        ),
+    ),
     above_zero("spec.algorithm", "learningRate"),
     above_zero("spec.algorithm", "eps"),
     above_zero("spec.algorithm", "clipGrad"),

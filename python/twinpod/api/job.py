@@ -208,7 +208,11 @@ class AlgorithmSpec(Part):
     clip_grad: Decimal = "1.0"
     """Largest norm of the whole gradient; larger ones are scaled down to it."""
     micro_batch_tokens: Positive = 4096
-    """Padded tokens a micro-batch and data-parallel rank."""
+    """Padded tokens a micro-batch and data-parallel rank. A longer sample is a micro-batch of its own."""
+    max_micro_batch_tokens: Positive | None = Field(
+        default=None, json_schema_extra={"derived": "the model's context, or microBatchTokens where that is more"}
+    )
+    """Padded tokens of the largest micro-batch, which bounds the trainer's memory. A longer sample is refused."""
     weights_gap_limit: Decimal = derived('"1e-3" in float32 without accelerators, else "1e-1"', "")
     """Largest mean |logp trainer - logp engine| on on-policy tokens before the iteration fails."""
 

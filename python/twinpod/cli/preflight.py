@@ -35,8 +35,7 @@ def check_inputs(job: RLJob, pools: Sequence[RolloutPool] = ()) -> None:
         dataset = open_dataset(data, job.spec.seed)
         prompts = build_prompts(dataset, data.template, tokenizer, special=data.add_special_tokens)
         longest = limits.longest_of(prompts, dataset.items)
-        for one in held:
-            limits.check_lengths(job.spec.rollout.max_tokens, longest, one)
+        limits.check_prompts(job, longest, held)
     check_reward(job)
 
 

@@ -80,7 +80,7 @@ async def run(job: RLJob, environment: Environment, shape: ModelShape) -> int:
     data = job.spec.dataset
     everything = build_prompts(dataset, data.template, tokenizer, special=data.add_special_tokens)
     longest = limits.longest_of(everything, dataset.items)
-    limits.check_lengths(job.spec.rollout.max_tokens, longest, limits.limits_of(shape, job.spec.hybrid.inference))
+    limits.check_prompts(job, longest, [limits.limits_of(shape, job.spec.hybrid.inference)])
     keys: dict[int, int] = {}
     settings = settings_of(job, tokenizer.stop_ids)
     host = listening_host(environment.address)

@@ -98,6 +98,13 @@ def check_vocabulary(shape: ModelShape, tokens: int) -> None:
         )
 
 
+def check_prompts(job: RLJob, longest: Longest, held: Sequence[Mapping[str, int]]) -> None:
+    """Engines and trainer take the longest prompt with the longest answer. `held`: `limits_of` each kind of engine."""
+    for one in held:
+        check_lengths(job.spec.rollout.max_tokens, longest, one)
+    check_micro_batch(job.spec.rollout.max_tokens, longest, job.spec.algorithm.max_micro_batch_tokens)
+
+
 def check_lengths(max_tokens: int, longest: Longest, limits: Mapping[str, int]) -> None:
     """Prompt and answer fit. `limits`: in words what holds them, and how many tokens that is."""
     for what, size in limits.items():
@@ -118,6 +125,19 @@ def check_lengths(max_tokens: int, longest: Longest, limits: Mapping[str, int]) 
             where="spec.rollout.maxTokens",
             mend=f"at most {room - longest.tokens} fits",
         )
+
+
+def check_micro_batch(max_tokens: int, longest: Longest, largest: int | None) -> None:
+    """Prompt and answer are a sample that the trainer takes. `largest`: algorithm.maxMicroBatchTokens."""
+    if largest is None or longest.tokens + max_tokens - 1 <= largest:
+        return
+    source = f"{longest.where}, " if longest.where else ""
+    raise InputError(
+        f"is {largest}; the longest prompt ({source}{longest.tokens} tokens) and an answer of rollout.maxTokens"
+        f" ({max_tokens}) need {longest.tokens + max_tokens - 1}",
+        where="spec.algorithm.maxMicroBatchTokens",
+        mend="raise it, or lower rollout.maxTokens",
+    )
 
 
 def limits_of(shape: ModelShape, inference: InferenceSpec, where: str = "spec.hybrid.inference") -> dict[str, int]:

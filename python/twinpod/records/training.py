@@ -94,6 +94,7 @@ class TrainSettings:
     steps: int  # how often an iteration goes over all samples, with a step of the optimizer a mini-batch
     clip_grad: float
     micro_batch_tokens: int  # padded tokens a micro-batch and data-parallel rank
+    max_micro_batch_tokens: int | None = None  # of the largest one, a long sample's; None: the model's context
     warmup_iterations: int = 0
     decay: str = "constant"  # "constant", "linear" or "cosine"
     minimum_rate: float = 0.0  # that the decay ends at

@@ -84,6 +84,7 @@ def train_settings(job: RLJob) -> TrainSettings:
         steps=algorithm.steps_per_iteration,
         clip_grad=float(algorithm.clip_grad),
         micro_batch_tokens=algorithm.micro_batch_tokens,
+        max_micro_batch_tokens=algorithm.max_micro_batch_tokens,
         warmup_iterations=algorithm.learning_rate_schedule.warmup_iterations,
         decay=algorithm.learning_rate_schedule.decay,
         minimum_rate=float(algorithm.learning_rate_schedule.minimum),

@@ -36,7 +36,7 @@ from twinpod.trainer.export import export_folder
 from twinpod.trainer.finite import first_not_finite
 from twinpod.trainer.megatron import RankModel
 from twinpod.trainer.memory import Memory
-from twinpod.trainer.packing import DataLoader
+from twinpod.trainer.packing import DataLoader, largest_micro_batch
 from twinpod.trainer.publish import Publisher
 from twinpod.trainer.snapshot import load_snapshot, save_snapshot
 from twinpod.trainer.step import train_iteration
@@ -163,7 +163,8 @@ def _batch(duties: Duties, command: Command, batches: BatchSource | None) -> Ran
         batch = reader.batch()
         if batch.iteration != command.iteration:
             raise ProtocolError(f"the master sent the batch of iteration {batch.iteration}", where=command.key)
-        DataLoader(batch, duties.settings.mask)  # a sample that cannot be loaded is known before any rank trains
+        largest = largest_micro_batch(duties.settings, duties.rank.shape.max_positions)
+        DataLoader(batch, duties.settings.mask, largest)  # what cannot be loaded is known before any rank trains
         return batch
 
     return duties.replica.relay(messages, reader.take, finish)

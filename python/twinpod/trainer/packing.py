@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinpod.errors import InputError
-from twinpod.records.training import GIVEN, RankBatch, Sample
+from twinpod.records.training import GIVEN, RankBatch, Sample, TrainSettings
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -47,17 +47,18 @@ class MicroBatch:
 class DataLoader:
     """Micro-batches of a rank in their order; iterating collates one after the other, so that one is in memory.
 
-    `rows`, `length`: the largest of any micro-batch. InputError for a batch without samples.
+    `rows`, `length`: the largest of any micro-batch. InputError for a batch without samples, and for a sample of
+    more than `largest` positions: memory has a bound.
     """
 
-    def __init__(self, batch: RankBatch, mask: str) -> None:
+    def __init__(self, batch: RankBatch, mask: str, largest: int) -> None:
         if not sum(batch.micro_batches):
             raise InputError(f"the batch of iteration {batch.iteration} has no samples", where="training batch")
         self._version, self._mask = batch.version, mask
         self._first = list(accumulate(batch.micro_batches, initial=0))  # micro-batches before each mini-batch
         self._rows: list[list[Sample]] = [[] for _ in range(self._first[-1])]
         for sample in batch.samples:
-            _check(sample)
+            _check(sample, largest)
             self._rows[self._first[sample.mini_batch] + sample.micro_batch].append(sample)
         self.rows = max(1, *(len(rows) for rows in self._rows))
         self.length = max([1, *(len(sample.tokens) - 1 for sample in batch.samples)])
@@ -143,7 +144,19 @@ def _micro_batch(index: int, samples: Sequence[Sample], version: int, mask: str)
     )
 
 
-def _check(sample: Sample) -> None:
+def largest_micro_batch(settings: TrainSettings, context: int) -> int:
+    """Positions of the largest micro-batch that a job allows. `context`: the model's."""
+    return settings.max_micro_batch_tokens or max(settings.micro_batch_tokens, context)
+
+
+def _check(sample: Sample, largest: int) -> None:
+    if len(sample.tokens) - 1 > largest:
+        raise InputError(
+            f"trajectory {sample.trajectory_id} has {len(sample.tokens)} tokens, its prompt and its answer; the largest"
+            f" micro-batch has {largest}",
+            where="spec.algorithm.maxMicroBatchTokens",
+            mend="raise it as far as the accelerators' memory goes (twinpod fit), or lower rollout.maxTokens",
+        )
     generated = sum(run.count for run in sample.runs if run.version != GIVEN)
     begins_given = bool(sample.runs) and sample.runs[0].version == GIVEN and sample.runs[0].count > 0
     counts = (sum(run.count for run in sample.runs), generated)

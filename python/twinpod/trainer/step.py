@@ -34,7 +34,7 @@ from twinpod.trainer.logps import TokenLogps, token_logps
 from twinpod.trainer.loss import check_mask, mean_or_nan, policy_loss, weights_gap
 from twinpod.trainer.megatron import RankModel, hidden_of, output_layer, run_schedule
 from twinpod.trainer.memory import held_tensors
-from twinpod.trainer.packing import DataLoader, MicroBatch, Micros
+from twinpod.trainer.packing import DataLoader, MicroBatch, Micros, largest_micro_batch
 from twinpod.trainer.schedule import learning_rate
 
 NAMED = 8  # trajectories that an error names
@@ -97,7 +97,9 @@ class Iteration:
 def train_iteration(rank: RankModel, batch: RankBatch, settings: TrainSettings) -> TrainStats:
     """Train one iteration in place and report. Collective; each rank passes its own samples."""
     check_mask(settings.mask)
-    iteration = Iteration(rank, settings, DataLoader(batch, settings.mask))
+    iteration = Iteration(
+        rank, settings, DataLoader(batch, settings.mask, largest_micro_batch(settings, rank.shape.max_positions))
+    )
     rate = learning_rate(settings, batch.iteration)
 
     began = time.perf_counter()

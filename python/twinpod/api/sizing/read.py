@@ -23,7 +23,11 @@ def setup_of(job: RLJob, shape: ModelShape, *, prompt_tokens: int = PROMPT_TOKEN
         pipeline=trainer.pipeline_parallel,
         data=trainer.data_parallel,
         micro_tokens=algorithm.micro_batch_tokens,
-        context=min(shape.max_positions, prompt_tokens + spec.rollout.max_tokens),
+        context=min(
+            shape.max_positions,
+            prompt_tokens + spec.rollout.max_tokens,
+            algorithm.max_micro_batch_tokens or shape.max_positions,
+        ),
         samples=algorithm.group_size * algorithm.groups_per_iteration,
         recompute=trainer.recompute,
         sequence_parallel=trainer.sequence_parallel,
