@@ -35,8 +35,9 @@ from tests.bench.report import Say
 
 from twinpod.checkpoint.verify import verify_version
 from twinpod.errors import IntegrityError
-from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine, server_args
+from twinpod.inference.sglang_engine import EngineSpec, server_args
 from twinpod.rpc.ports import free_port
+from twinpod.testing.engine_client import GeneratingEngine
 from twinpod.testing.standby_driver import Published, StandbyDriver, publish
 from twinpod.trainer.convert.plan import full_tensors
 
@@ -113,7 +114,7 @@ async def _rounds(
     url = f"http://127.0.0.1:{port}"
     headers = {"Authorization": f"Bearer {KEY}"}
     async with (
-        SGLangEngine(url, KEY, timeout_s=300) as engine,
+        GeneratingEngine(url, KEY, timeout_s=300) as engine,
         httpx.AsyncClient(base_url=url, headers=headers, timeout=300, trust_env=False) as http,
     ):
         await engine.wait_healthy(300)

@@ -29,8 +29,9 @@ from pathlib import Path
 from tests.bench import report
 from tests.bench.report import Measure, Progress, Say
 
-from twinpod.inference.sglang_engine import EngineSpec, Generation, SGLangEngine, server_args
+from twinpod.inference.sglang_engine import EngineSpec, server_args
 from twinpod.rpc.ports import free_port
+from twinpod.testing.engine_client import GeneratingEngine, Generation
 from twinpod.testing.standby_driver import StandbyDriver
 
 BATCH, PROMPT, ANSWER, ROUNDS = 64, 5, 32, 5
@@ -58,7 +59,7 @@ def write_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def start(standby: StandbyDriver, folder: Path, backend: str, settings: dict[str, bool]) -> SGLangEngine:
+def start(standby: StandbyDriver, folder: Path, backend: str, settings: dict[str, bool]) -> GeneratingEngine:
     """An engine with this attention backend and these settings over ours."""
     port = free_port()
     spec = EngineSpec(
@@ -70,10 +71,10 @@ def start(standby: StandbyDriver, folder: Path, backend: str, settings: dict[str
         attention_backend=backend,
     )
     standby.ask("start", args=server_args(spec) | settings, log=str(folder / f"{port}.log"))
-    return SGLangEngine(f"http://127.0.0.1:{port}", "bench", timeout_s=600)
+    return GeneratingEngine(f"http://127.0.0.1:{port}", "bench", timeout_s=600)
 
 
-async def tokens_per_second(engine: SGLangEngine, draw: random.Random, answer: int = ANSWER) -> float:
+async def tokens_per_second(engine: GeneratingEngine, draw: random.Random, answer: int = ANSWER) -> float:
     """One batch of BATCH prompts, each answered with `answer` tokens."""
     prompts = [tuple(draw.randrange(2, 60) for _ in range(PROMPT)) for _ in range(BATCH)]
     began = time.perf_counter()
@@ -81,7 +82,7 @@ async def tokens_per_second(engine: SGLangEngine, draw: random.Random, answer: i
     return sum(len(sample.tokens) for samples in answers for sample in samples) / (time.perf_counter() - began)
 
 
-async def rounds(engines: dict[str, SGLangEngine], count: int, say: Say) -> dict[str, list[float]]:
+async def rounds(engines: dict[str, GeneratingEngine], count: int, say: Say) -> dict[str, list[float]]:
     """Tokens a second of each engine in each of `count` rounds, after one that warms up."""
     draw = random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in engines}

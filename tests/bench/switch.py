@@ -36,12 +36,13 @@ from twinpod.checkpoint.carriers.grpc import GrpcCarrier
 from twinpod.checkpoint.fetch import Stager
 from twinpod.checkpoint.shard_offers import ShardOffers
 from twinpod.errors import EngineFault
-from twinpod.inference.sglang_engine import SGLangEngine, server_args
+from twinpod.inference.sglang_engine import server_args
 from twinpod.inference.standby import make_payload
 from twinpod.records import codec
 from twinpod.records.life import Command, Reply, Verb
 from twinpod.records.weights import WeightVersion
 from twinpod.rpc.ports import free_port
+from twinpod.testing.engine_client import GeneratingEngine
 from twinpod.testing.standby_driver import publish
 from twinpod.testing.weights import order_of
 from twinpod_sidecar.__main__ import SGLang
@@ -183,7 +184,7 @@ async def _cold(settings: InferenceSettings, tensors: dict[str, torch.Tensor], r
                 start_new_session=True,
             )
         try:
-            async with SGLangEngine(f"http://127.0.0.1:{port}", KEY) as engine:
+            async with GeneratingEngine(f"http://127.0.0.1:{port}", KEY) as engine:
                 await engine.wait_healthy(300)
                 await engine.load(make_payload(manifest, digest), 1)
                 found.append(time.perf_counter() - began)

@@ -12,12 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from twinpod.inference.sglang_engine import EngineSpec, SGLangEngine, server_args
+from twinpod.inference.sglang_engine import EngineSpec, server_args
 from twinpod.records.arrays import TokenIds
 from twinpod.rollout.engines import several
 from twinpod.rollout.ports import EngineOutput, EnginePort, EngineRequest, Finish
 from twinpod.rollout.sglang_stream import SGLangStream
 from twinpod.rpc.ports import free_port
+from twinpod.testing.engine_client import GeneratingEngine
 from twinpod.testing.standby_driver import Published, StandbyDriver, publish
 from twinpod_sidecar.children import children_of
 from twinpod_sidecar.engine_group import EngineGroup, engine_specs
@@ -60,7 +61,7 @@ def base(tmp_path: Path) -> EngineSpec:
 def start(standby: StandbyDriver, base: EngineSpec, count: int, log: Path, *, spawn: bool = False) -> EngineGroup:
     ports = tuple(free_port() for _ in range(count))
     urls = tuple(f"http://127.0.0.1:{port}" for port in ports)
-    group = EngineGroup(1, tuple(SGLangEngine(url, "key") for url in urls), urls, "key", 0)
+    group = EngineGroup(1, tuple(GeneratingEngine(url, "key") for url in urls), urls, "key", 0)
     for spec in engine_specs(base, ports, "key", seed=0, run=1):
         group.pids.append(standby.ask("start", args=server_args(spec), log=str(log), spawn=spawn)["pid"])
     return group
@@ -122,8 +123,8 @@ async def test_two_engines_of_a_pod_serve_the_same_weights_and_share_the_sequenc
         group = start(standby, base, 2, tmp_path / "engine.log")
         port = await serve(standby, group, published)
         one, two = group.engines
-        assert isinstance(one, SGLangEngine)
-        assert isinstance(two, SGLangEngine)
+        assert isinstance(one, GeneratingEngine)
+        assert isinstance(two, GeneratingEngine)
         assert await one.checksum() == await two.checksum()
         outputs = await answers(port, 8)
         assert {output.name for output in outputs} == {f"r{number:02}" for number in range(8)}

@@ -15,12 +15,13 @@ import torch
 from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedConfig, Qwen2Config
 
 from twinpod.errors import EngineFault, IntegrityError, ProtocolError, WrongVersion
-from twinpod.inference.sglang_engine import EngineSpec, Generation, SGLangEngine, server_args
+from twinpod.inference.sglang_engine import EngineSpec, server_args
 from twinpod.master.limits import RESERVED
 from twinpod.records.arrays import TokenIds
 from twinpod.rollout.ports import EngineOutput, EngineRequest, Finish
 from twinpod.rollout.sglang_stream import SGLangStream
 from twinpod.rpc.ports import free_port
+from twinpod.testing.engine_client import GeneratingEngine, Generation
 from twinpod.testing.standby_driver import StandbyDriver, publish
 
 CONFIG = Qwen2Config(
@@ -117,13 +118,13 @@ class Started:
         self.standby, self.log, self.url = standby, log, f"http://127.0.0.1:{port}"
         self.pid = standby.ask("start", args=server_args(spec), log=str(log))["pid"]
 
-    def client(self) -> SGLangEngine:
-        return SGLangEngine(self.url, "key", tensor_parallel=self.ranks)
+    def client(self) -> GeneratingEngine:
+        return GeneratingEngine(self.url, "key", tensor_parallel=self.ranks)
 
     def members(self) -> set[int]:
         return {int(entry.name) for entry in Path("/proc").iterdir() if _group(entry) == self.pid}
 
-    async def load(self, engine: SGLangEngine, published, version: int) -> None:
+    async def load(self, engine: GeneratingEngine, published, version: int) -> None:
         await engine.wait_healthy(60)
         await engine.load(self.standby.ask("payload", manifest=published[1], digest=published[2])["payload"], version)
 

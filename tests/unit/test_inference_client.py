@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from twinpod.errors import EngineFault, IntegrityError, ProtocolError, Unreachable, WrongVersion
-from twinpod.inference.sglang_engine import EngineSpec, Generation, SGLangEngine, server_args
+from twinpod.inference.sglang_engine import EngineSpec, server_args
+from twinpod.testing.engine_client import GeneratingEngine, Generation
 
 SPEC = EngineSpec(model_path="/m", port=1234, api_key="secret", kv_tokens=1000, context_length=64)
 
@@ -56,8 +57,8 @@ class Server:
             await self.aborted.wait()
         return httpx.Response(200, json=[sample(ids, version=self.version) for ids in body["input_ids"]])
 
-    def engine(self) -> SGLangEngine:
-        return SGLangEngine("http://127.0.0.1:1", "secret", tensor_parallel=2, transport=httpx.MockTransport(self))
+    def engine(self) -> GeneratingEngine:
+        return GeneratingEngine("http://127.0.0.1:1", "secret", tensor_parallel=2, transport=httpx.MockTransport(self))
 
 
 def sample(ids, *, version="7", logps=(-0.5, -0.25), spans=None, finish="length"):
@@ -177,7 +178,7 @@ async def test_an_aborted_request_that_never_ran_has_no_tokens() -> None:
 
 
 async def test_an_engine_that_never_answers() -> None:
-    async with SGLangEngine("http://127.0.0.1:1", "secret") as engine:
+    async with GeneratingEngine("http://127.0.0.1:1", "secret") as engine:
         with pytest.raises(Unreachable, match=r"did not answer within 0\.05 s; read the engine's log"):
             await engine.wait_healthy(0.05)
         with pytest.raises(EngineFault, match="/model_info: ConnectError"):

@@ -19,13 +19,13 @@ import httpx
 import numpy as np
 import orjson
 
-from twinpod.errors import EngineFault, ProtocolError, Unreachable
+from twinpod.errors import EngineFault, ProtocolError
 from twinpod.records.arrays import LogProbs, TokenIds
 from twinpod.rollout.ports import EngineOutput, EngineRequest, Finish
+from twinpod.rpc.sglang_http import SGLangHttp
 
 __all__ = ["SGLangStream"]
 
-_JSON = {"content-type": "application/json"}
 _NAN = "NaN happened"  # SGLang of a drawn id that is no token; it has put an end of text there (`schedule_batch.py`)
 _SEVERAL = -1  # version of an answer that several versions made
 
@@ -35,52 +35,29 @@ class SGLangStream:
 
     def __init__(self, url: str, api_key: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._url = url
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            headers={"Authorization": f"Bearer {api_key}"},
-            timeout=httpx.Timeout(10.0, connect=5.0, pool=None),
-            limits=httpx.Limits(max_connections=None),
-            transport=transport,
-            trust_env=False,
-        )
+        self._http = SGLangHttp(url, api_key, _refused, timeout_s=10.0, transport=transport)
 
     async def generate(self, requests: Sequence[EngineRequest]) -> AsyncIterator[EngineOutput]:
         """See EnginePort. The stream may be silent for as long as the engine is busy: a dead engine closes it."""
-        body = _body(requests)
-        unlimited = httpx.Timeout(10.0, connect=5.0, read=None, pool=None)
+        heard: dict[str, _Heard] = {}
         try:
-            async with self._http.stream("POST", "/generate", content=body, headers=_JSON, timeout=unlimited) as answer:
-                if answer.status_code != 200:
-                    raise _error(answer.status_code, _text(await answer.aread()), f"{self._url}/generate")
-                heard: dict[str, _Heard] = {}
-                async for line in answer.aiter_lines():
-                    if line.startswith("data: {"):
-                        yield _output(orjson.loads(line[6:]), heard, self._url)
-        except (httpx.HTTPError, orjson.JSONDecodeError) as error:
+            async with self._http.events("/generate", _body(requests)) as events:
+                async for text in events:
+                    yield _output(orjson.loads(text), heard, self._url)
+        except orjson.JSONDecodeError as error:
             raise EngineFault(f"{type(error).__name__}: {error}", where=f"{self._url}/generate") from error
 
     async def abort(self, name: str) -> None:
         """See EnginePort."""
-        await self._abort({"rid": name, "abort_all": False})
+        await self._http.call("POST", "/abort_request", {"rid": name, "abort_all": False})
 
     async def abort_all(self) -> None:
         """See EnginePort."""
-        await self._abort({"rid": "", "abort_all": True})
+        await self._http.call("POST", "/abort_request", {"rid": "", "abort_all": True})
 
     async def close(self) -> None:
         """See EnginePort."""
-        await self._http.aclose()
-
-    async def _abort(self, body: dict[str, Any]) -> None:
-        where = f"{self._url}/abort_request"
-        try:
-            answer = await self._http.post("/abort_request", json=body)
-        except httpx.TimeoutException as error:
-            raise Unreachable("no answer", where=where) from error
-        except httpx.HTTPError as error:
-            raise EngineFault(f"{type(error).__name__}: {error}", where=where) from error
-        if answer.status_code != 200:
-            raise _error(answer.status_code, _text(answer.content), where)
+        await self._http.close()
 
 
 def _body(requests: Sequence[EngineRequest]) -> bytes:
@@ -120,7 +97,7 @@ def _output(event: dict[str, Any], heard: dict[str, _Heard], url: str) -> Engine
     if "meta_info" not in event:
         trouble = event.get("error")
         trouble = trouble if isinstance(trouble, dict) else {"message": str(event)}
-        raise _error(int(trouble.get("code") or 500), str(trouble.get("message")), f"{url}/generate")
+        raise _refused(f"{url}/generate", int(trouble.get("code") or 500), str(trouble.get("message")))
     meta = event["meta_info"]
     finish, message = _finish(meta.get("finish_reason"), url)
     mine = heard.setdefault(meta["id"], _Heard())
@@ -168,11 +145,7 @@ def _version(meta: dict[str, Any], url: str) -> int:
         raise ProtocolError(f"the engine serves weights {version!r}, which are none of ours", where=url) from error
 
 
-def _error(status: int, text: str, where: str) -> EngineFault | ProtocolError:
+def _refused(where: str, status: int, reason: str) -> EngineFault | ProtocolError:
     """A status in the 400s: the request is wrong and will be so again; else the engine is."""
     kind = ProtocolError if 400 <= status < 500 else EngineFault
-    return kind(f"refused with status {status}: {text}", where=where)
-
-
-def _text(content: bytes) -> str:
-    return content[:300].decode(errors="replace")
+    return kind(f"refused with status {status}: {reason}", where=where)
