@@ -53,7 +53,7 @@ def report(epochs: list[int], *pods: PodSegments, **more: Any) -> RunReport:
         "segments": 0, "tokens": 0, "trajectories_archived": 0,
         "pods": (), "pods_by_iteration": pods, "trajectories_spanning_versions": 0,
         "trajectories_by_versions": (), "duplicate_tokens": 0, "chains_broken": 0, "versions": (), "counters": (),
-        "seconds": SECONDS, "iterations": done, "evaluations": (), "progress": None,
+        "seconds": SECONDS, "iterations": done, "evaluations": (), "settings_changes": (), "progress": None,
     }  # fmt: skip
     return RunReport(**fields | more)
 
