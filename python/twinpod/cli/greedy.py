@@ -1,9 +1,10 @@
 """Greedy answers of an exported folder, by transformers alone.
 
-    python -m twinpod.cli.greedy JOB.json FOLDER BOOKS PATH...
+    python -m twinpod.cli.greedy JOB.json FOLDER BOOKS|- PATH...
 
 A process of its own, because it imports torch and the command line must not. Nothing of Twinpod's trainer or engine
-takes part, so that the number proves the folder. PATH: folders in which who asks finds modules of the user's. Prints
+takes part, so that the number proves the folder. BOOKS tell how many items the data set had when the run began; `-`
+where they are not at hand: as many as it has now. PATH: folders in which who asks finds modules of the user's. Prints
 {"exactMatch": ..., "prompts": ...}.
 """
 
@@ -33,7 +34,7 @@ from twinpod.sampling.tokens import Tokenizer, fill
 BATCH = 64
 
 
-def main(job_file: Path, folder: Path, books: Path) -> dict[str, float]:
+def main(job_file: Path, folder: Path, books: Path | None) -> dict[str, float]:
     """Share of held-out prompts whose greedy answer the job's own reward calls wholly right."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -41,8 +42,11 @@ def main(job_file: Path, folder: Path, books: Path) -> dict[str, float]:
     torch.set_num_threads(2)
     job = load_manifest(job_file)
     dataset = open_dataset(job.spec.dataset, job.spec.seed)
-    with contextlib.closing(open_read_only(books)) as db:
-        parts = dataset.parts(begun_with(db))
+    began: int | None = None
+    if books is not None:
+        with contextlib.closing(open_read_only(books)) as db:
+            began = begun_with(db)
+    parts = dataset.parts(began)
     tokenizer, reading = AutoTokenizer.from_pretrained(folder), Tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     by_length: dict[int, list[tuple[Prompt, list[int]]]] = defaultdict(list)  # equal lengths need no padding
@@ -88,4 +92,4 @@ def _answers(model: Any, reading: Tokenizer, rows: list[list[int]], most: int) -
 
 if __name__ == "__main__":
     sys.path.extend(folder for folder in sys.argv[4:] if folder not in sys.path)
-    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))))
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), None if sys.argv[3] == "-" else Path(sys.argv[3]))))

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,7 +32,7 @@ def write_outcome(job: RLJob, folder: RunFolder, console: Console, *, check_expo
     exact, fault = math.nan, ""
     if check_export:
         try:
-            exact = greedy_match(folder)
+            exact = greedy_match(folder.job_file, folder.export, folder.books)
         except EnvironmentFault as error:
             fault = str(error)
     summary = summarise(job, records, exact, folder.seconds())
@@ -81,12 +82,12 @@ def summarise(job: RLJob, records: tuple[IterationRecord, ...], exact: float, wa
     }
 
 
-def greedy_match(folder: RunFolder) -> float:
+def greedy_match(job_file: Path, export: Path, books: Path | None) -> float:
     """Share of held-out prompts that the exported model answers rightly, found by a process of its own (it imports
-    torch).
+    torch). `books` None: they are not at hand.
     """
-    paths = (folder.job_file, folder.export, folder.books)
-    command = [sys.executable, "-m", "twinpod.cli.greedy", *map(str, paths), *sys.path]
+    arguments = (str(job_file), str(export), str(books or "-"))
+    command = [sys.executable, "-m", "twinpod.cli.greedy", *arguments, *sys.path]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
