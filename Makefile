@@ -53,7 +53,7 @@ bench: setup ## weights, switch, load and overhead, as a table and tests/bench/r
 bench-rollout: setup ## tokens per second of the CPU engine against torch_native
 	@$(PY) -m tests.bench.rollout
 
-bench-learning: setup ## three seeds of the samples to their end, as a table and tests/bench/results/learning.json
+bench-learning: setup ## three seeds of the samples to their end, TRL beside the first, as a table and tests/bench/results/learning.json
 	@$(PY) -m tests.bench.learning
 
 bench-scale: setup ## an iteration of 1,000 prompts x 16 answers of 32k tokens through one master, as a table and tests/bench/results/scale.json

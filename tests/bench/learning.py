@@ -1,8 +1,8 @@
-"""`make bench-learning`: the samples to their ends on three seeds, and partial rollouts against full ones, as a table
-and `results/learning.json`.
+"""`make bench-learning`: the samples to their ends on three seeds, partial rollouts against full ones, and TRL beside
+the first sample, as a table and `results/learning.json`.
 
-`--only tail` (or letters, segments, bf16, two-pods) measures a part of it again; `--iterations N` is a shorter one and
-writes nothing.
+`--only tail` (or letters, segments, bf16, two-pods, trl) measures a part of it again; `--iterations N` is a shorter one
+and writes nothing.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.bench import report, runs, tail
+from tests.bench import report, runs, tail, trl
 from tests.bench.report import TOP, Measure, Progress, Say
 
 from twinpod.records.run import IterationRecord
 
 SAMPLES = TOP / "manifests" / "samples"
 SEEDS = (0, 1, 2)
-SECONDS = {"letters": 3 * 300.0, "segments": 3 * 450.0, "bf16": 3 * 300.0, "two-pods": 3 * 500.0, "tail": 360.0}
+SECONDS = {
+    "letters": 3 * 300.0,
+    "segments": 3 * 450.0,
+    "bf16": 3 * 300.0,
+    "two-pods": 3 * 500.0,
+    "tail": 360.0,
+    "trl": 600.0,
+}
 TAIL_STEADY = 21  # first iteration that counts: by then the partial run's long answers come in as fast as they begin
 TAIL_ITERATIONS = 51
 
@@ -146,7 +153,14 @@ def _tail_measures(full: Steady, part: Steady) -> Iterable[Measure]:
     )
 
 
-PARTS = {"letters": letters, "segments": segments, "bf16": bf16, "two-pods": two_pods, "tail": long_tail}
+PARTS = {
+    "letters": letters,
+    "segments": segments,
+    "bf16": bf16,
+    "two-pods": two_pods,
+    "tail": long_tail,
+    "trl": trl.measures,
+}
 
 
 def main() -> int:

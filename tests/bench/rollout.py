@@ -11,6 +11,9 @@ Three engines:
 The first two live side by side and are asked in turn, so that noise of the machine meets both alike; the third comes
 after them, alone, for its idle scheduler would slow the others.
 
+A decode step of one sequence computes next to nothing: what it takes is SGLang's own Python and the dispatch of
+operators, which a step of 64 pays as well (`decode_python_share`).
+
 All are asked for the same answers. Model: 4 layers, 128 wide, Qwen2, random weights. `make bench-rollout` measures this
 alone, `make bench` among the rest.
 """
@@ -35,7 +38,8 @@ from twinpod.testing.engine_client import GeneratingEngine, Generation
 from twinpod.testing.standby_driver import StandbyDriver
 
 BATCH, PROMPT, ANSWER, ROUNDS = 64, 5, 32, 5
-BAR = 20.0
+BAR = 2.5
+ALONE = "ours, one sequence"
 OURS, SAME, PLAIN = "ours", "same settings", "plain"
 PLAIN_SETTINGS = {"sleep_on_idle": False, "disable_overlap_schedule": False}
 
@@ -74,9 +78,11 @@ def start(standby: StandbyDriver, folder: Path, backend: str, settings: dict[str
     return GeneratingEngine(f"http://127.0.0.1:{port}", "bench", timeout_s=600)
 
 
-async def tokens_per_second(engine: GeneratingEngine, draw: random.Random, answer: int = ANSWER) -> float:
-    """One batch of BATCH prompts, each answered with `answer` tokens."""
-    prompts = [tuple(draw.randrange(2, 60) for _ in range(PROMPT)) for _ in range(BATCH)]
+async def tokens_per_second(
+    engine: GeneratingEngine, draw: random.Random, answer: int = ANSWER, batch: int = BATCH
+) -> float:
+    """One batch of prompts, each answered with `answer` tokens."""
+    prompts = [tuple(draw.randrange(2, 60) for _ in range(PROMPT)) for _ in range(batch)]
     began = time.perf_counter()
     answers = await engine.generate_many([Generation(tokens=p, n=1, max_new_tokens=answer) for p in prompts])
     return sum(len(sample.tokens) for samples in answers for sample in samples) / (time.perf_counter() - began)
@@ -92,6 +98,8 @@ async def rounds(engines: dict[str, GeneratingEngine], count: int, say: Say) -> 
     for turn in range(count):
         for name, engine in engines.items():
             found[name].append(await tokens_per_second(engine, draw))
+        if OURS in engines:
+            found.setdefault(ALONE, []).append(await tokens_per_second(engines[OURS], draw, batch=1))
         speeds = ", ".join(f"{name} {speeds[-1]:.0f}" for name, speeds in found.items())
         say(f"tokens/s: {speeds}", (turn + 1) / count)
     for engine in engines.values():
@@ -116,7 +124,15 @@ def measure(count: int, say: Say) -> list[Measure]:
     return [
         _ratio("rollout_over_torch_native", found[OURS], found[PLAIN], BAR),
         _ratio("rollout_over_torch_native_same_settings", found[OURS], found[SAME], None),
+        _python_share(found[ALONE], found[OURS]),
     ]
+
+
+def _python_share(alone: list[float], together: list[float]) -> Measure:
+    """Seconds of a step of one sequence over those of a step of BATCH."""
+    one, many = 1 / statistics.median(alone), BATCH / statistics.median(together)
+    note = f"{one * 1e3:.2f} ms a step of one sequence, {many * 1e3:.2f} ms of {BATCH}"
+    return Measure(key="decode_python_share", value=one / many, unit="share", note=note)
 
 
 def _ratio(key: str, ours: list[float], theirs: list[float], bar: float | None) -> Measure:

@@ -333,7 +333,7 @@ def resumed(folder: Path, base: Path, place: Any, machine: Any, control: Any) ->
     train_iteration(straight, make_batch(2, place), settings)
 
     again = new_rank(place, machine)
-    load_snapshot(again, folder)
+    load_snapshot(again, control, folder)
     train_iteration(again, make_batch(2, place), settings)
     unmoved = new_rank(place, machine)
     train_iteration(unmoved, make_batch(1, place), settings)
@@ -341,12 +341,12 @@ def resumed(folder: Path, base: Path, place: Any, machine: Any, control: Any) ->
 
     saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     other = new_rank(place, machine)
-    load_snapshot(other, base / "1-1x1")
+    load_snapshot(other, control, base / "1-1x1")
     if control.size == 1:
         save_old(other, base / "old")
     control.gather(b"")
     old = new_rank(place, machine)
-    load_snapshot(old, base / "old")
+    load_snapshot(old, control, base / "old")
     return {
         "dtypes": sorted({str(one.properties.dtype) for one in saved.values()}),
         "resume": equal(straight, again),
@@ -449,11 +449,11 @@ def test_numbers_that_are_not_finite_end_an_iteration_by_name_before_they_do_har
         unharmed, lines, written, _ = one["errors"]
         assert unharmed, "the weights are as they were before the step"
         beginnings = (
-            "iteration 4, step 1: loss of trajectories 5, 6 are not finite; the run goes on",
+            "iteration 4, step 1: log-probs or loss of trajectories 5, 6 are not finite; the run goes on",
             "iteration 3, step 1: the norm of the gradient is ",
-            "iteration 2, reference pass: log-probs of trajectories 9 are not finite",
+            "iteration 2, step 1: log-probs or loss of trajectories 9 are not finite",
             "iteration 5: ",
-            "iteration 6, reference pass: log-probs of trajectories 0, 1, 2, 3, 4, 5, 6, 7 and ",
+            "iteration 6, step 1: log-probs or loss of trajectories 0, 1, 2, 3, 4, 5, 6, 7 and ",
         )
         for line, beginning in zip(lines, beginnings, strict=False):
             assert line.startswith(beginning)
@@ -465,7 +465,7 @@ def test_numbers_that_are_not_finite_end_an_iteration_by_name_before_they_do_har
 def test_what_has_failed_so_is_not_published_and_bad_first_weights_are_a_wrong_input(base: Path) -> None:
     for one in results(base):
         train, publish, onload, loaded = one["refused"]
-        assert train.startswith("NumericsError: iteration 7, reference pass: ")
+        assert train.startswith("NumericsError: iteration 7, step 1: log-probs or loss of ")
         assert publish.startswith("ProtocolError: k: publish before the weights were loaded")
         assert onload.startswith("InputError: spec.model: ")
         assert onload.endswith("holds a number that is not finite; begin from weights that are finite")

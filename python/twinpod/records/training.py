@@ -129,6 +129,6 @@ class TrainStats:
     weights_gap: float  # mean |logp trainer - logp engine| on on-policy tokens, reference pass; nan without such tokens
     on_policy_tokens: int
     tokens: int  # response tokens in the loss, a step
-    reference_seconds: float
+    reference_seconds: float  # of a pass of its own; 0 where the first step's forward pass has the references
     step_seconds: float  # all steps together
     steps: tuple[StepStats, ...]

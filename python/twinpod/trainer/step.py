@@ -1,9 +1,10 @@
 """One iteration of training (paper.md section 5).
 
 1. Load the batch; every pass over it sees the same micro-batches.
-2. Reference pass: log-probs of all samples under the weights as they are now. They are the reference of the whole
+2. References: log-probs of all samples under the weights as they are now. They are the reference of the whole
    iteration, and they show the *weights gap*: on on-policy tokens the engine must have had the same log-probs
-   (design.md 8.11).
+   (design.md 8.11). With one mini-batch the first step's own forward pass has them: its weights are these. With
+   several, the later ones come after an update, so a pass without gradients goes before.
 3. AdamW without a past, then `steps` times over all samples: a mini-batch after the other, one update each.
 4. Statistics, the same on every rank.
 
@@ -103,8 +104,10 @@ def train_iteration(rank: RankModel, batch: RankBatch, settings: TrainSettings) 
     rate = learning_rate(settings, batch.iteration)
 
     began = time.perf_counter()
-    reference = reference_pass(iteration).over_ranks(rank)
-    _require_finite(reference, "log-probs", f"iteration {batch.iteration}, reference pass")
+    reference: Tally | None = None
+    if iteration.loader.mini_batches > 1:
+        reference = reference_pass(iteration).over_ranks(rank)
+        _require_finite(reference, "log-probs", f"iteration {batch.iteration}, reference pass")
     referenced = time.perf_counter()
 
     rank.optimizer.begin(replace(settings, learning_rate=rate))
@@ -112,8 +115,13 @@ def train_iteration(rank: RankModel, batch: RankBatch, settings: TrainSettings) 
     for _ in range(settings.steps):
         for number in range(iteration.loader.mini_batches):
             where = f"iteration {batch.iteration}, step {len(steps) + 1}"
-            steps.append(optimizer_step(iteration, iteration.loader.mini_batch(number), where))
+            stats, total = optimizer_step(
+                iteration, iteration.loader.mini_batch(number), where, refers=reference is None
+            )
+            steps.append(stats)
+            reference = total if reference is None else reference
     rank.optimizer.end()
+    assert reference is not None, "there is a step"
     if name := first_not_finite(held_tensors(rank)):
         raise NumericsError(f"{name} holds a number that is not finite", where=f"iteration {batch.iteration}")
     return TrainStats(
@@ -137,24 +145,36 @@ def reference_pass(iteration: Iteration) -> Tally:
     """Fill `iteration.references` with the present weights' log-probs; returns gap and token counts of this rank."""
 
     def collect(device: Device, found: TokenLogps, tally: Tally) -> Tensor:
-        iteration.references[device.micro.index] = found.logps_BL
-        gap, tokens = weights_gap(found.logps_BL, device.behaviour_BL, device.on_policy_BL)
-        tally.gap += gap
-        tally.on_policy += tokens
+        _refer(iteration, device, found, tally)
         tally.tokens += int(device.mask_BL.sum())
-        tally.bad += _bad(device, (found.logps_BL + device.behaviour_BL).sum(dim=-1))
         return found.logps_BL.new_zeros(())
 
     with torch.no_grad():
         return _run(iteration, iteration.loader.all(), collect, forward_only=True)
 
 
-def optimizer_step(iteration: Iteration, micros: Micros, where: str) -> StepStats:
-    """One update over the samples of `micros`. NumericsError, before it, for a loss or gradient that is not finite."""
+def _refer(iteration: Iteration, device: Device, found: TokenLogps, tally: Tally) -> None:
+    """Keep a micro-batch's log-probs as its reference, and add to the gap. They and the engine's must be numbers."""
+    logps_BL = found.logps_BL.detach()
+    iteration.references[device.micro.index] = logps_BL
+    gap, tokens = weights_gap(logps_BL, device.behaviour_BL, device.on_policy_BL)
+    tally.gap += gap
+    tally.on_policy += tokens
+    tally.bad += _bad(device, (logps_BL + device.behaviour_BL).sum(dim=-1))
+
+
+def optimizer_step(iteration: Iteration, micros: Micros, where: str, *, refers: bool) -> tuple[StepStats, Tally]:
+    """One update over the samples of `micros`; with `refers` its forward pass gives the references.
+
+    NumericsError, before the update, for a loss or gradient that is not finite.
+    """
     rank, settings = iteration.rank, iteration.settings
     scale = rank.loss_scale(len(micros))
+    what = "log-probs or loss" if refers else "loss"
 
     def loss(device: Device, found: TokenLogps, tally: Tally) -> Tensor:
+        if refers:
+            _refer(iteration, device, found, tally)
         parts = policy_loss(
             found.logps_BL,
             iteration.references[device.micro.index],
@@ -175,17 +195,18 @@ def optimizer_step(iteration: Iteration, micros: Micros, where: str) -> StepStat
 
     rank.optimizer.zero_grad()
     total = _run(iteration, micros, loss, forward_only=False).over_ranks(rank)
-    _require_finite(total, "loss", where)
+    _require_finite(total, what, where)
     norm = rank.optimizer.step()
     if not math.isfinite(norm):
         raise NumericsError(f"the norm of the gradient is {norm}, of a loss that is finite", where=where, mend=MEND)
-    return StepStats(
+    stats = StepStats(
         loss=total.loss,
         grad_norm=norm,
         clipped=max(0.0, 1.0 - settings.clip_grad / norm) if settings.clip_grad > 0 < norm else 0.0,
         log_ratio=mean_or_nan(total.log_ratio, total.samples),
         entropy=mean_or_nan(total.entropy, total.tokens),
     )
+    return stats, total
 
 
 def _bad(device: Device, each_B: Tensor) -> list[int]:
