@@ -268,6 +268,19 @@ async def test_an_engine_that_does_not_obey_a_cut_is_given_up():
     assert engine.aborts >= 1
 
 
+class Broken(FakeMaster):
+    """Gives work; taking it back meets a fault of ours."""
+
+    async def give(self, epoch: int, results: Sequence[WorkResult]) -> None:
+        raise ValueError("a fault")
+
+
+async def test_a_fault_in_giving_ends_the_worker_instead_of_leaving_it_to_give_nothing_back():
+    worker = Worker("a", Broken([item(0)]), FakeSource(FakeEngine(count_to_end)), replace(QUICK, farewell_s=0.01))
+    with pytest.raises(ValueError, match="a fault"):
+        await asyncio.wait_for(worker.run(asyncio.Event()), 5)
+
+
 @pytest.mark.parametrize("ratio", [4])
 async def test_two_workers_of_unequal_speed_get_work_by_what_they_finish(ratio):
     master = FakeMaster([item(n, 1) for n in range(100)])

@@ -108,8 +108,12 @@ class Worker:
         self._none_ready.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set; then cut, give back what there is and return. Never raises for what others do."""
+        """Work until `stop` is set; then cut, give back what there is and return. Never raises for what others do.
+
+        A fault of ours in giving is raised, once the engine is idle: a worker that gives nothing back must not go on.
+        """
         giver = asyncio.create_task(self._give_for_ever())
+        giver.add_done_callback(lambda _: stop.set())  # it ends by a fault alone, or when we cancel it
         stopping = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
@@ -126,6 +130,8 @@ class Worker:
             stopping.cancel()
             giver.cancel()
             await asyncio.gather(giver, stopping, return_exceptions=True)
+        if not giver.cancelled():
+            giver.result()
         if self._ready:
             log.warning("stopped with %d answers that the master did not take", len(self._ready))
 
