@@ -63,7 +63,7 @@ class Tally:
         """The same sums over all ranks; tensor-parallel copies count once. Collective."""
         counts = rank.place.last_stage and rank.place.tp_rank == 0
         sums = (self.loss, self.log_ratio, self.gap, self.entropy)
-        mine = [*sums, self.samples, self.on_policy, self.tokens, len(self.bad)]
+        mine = [*sums, self.samples, self.on_policy, self.tokens, len(set(self.bad))]
         total = torch.tensor(mine if counts else [0.0] * len(mine), dtype=torch.float64, device=rank.machine.device)
         dist.all_reduce(total)
         loss, log_ratio, gap, entropy, samples, on_policy, tokens, bad = total.tolist()
@@ -107,7 +107,7 @@ def train_iteration(rank: RankModel, batch: RankBatch, settings: TrainSettings) 
     reference: Tally | None = None
     if iteration.loader.mini_batches > 1:
         reference = reference_pass(iteration).over_ranks(rank)
-        _require_finite(reference, "log-probs", f"iteration {batch.iteration}, reference pass")
+        _require_finite(rank, reference, "log-probs", f"iteration {batch.iteration}, reference pass")
     referenced = time.perf_counter()
 
     rank.optimizer.begin(replace(settings, learning_rate=rate))
@@ -195,7 +195,7 @@ def optimizer_step(iteration: Iteration, micros: Micros, where: str, *, refers: 
 
     rank.optimizer.zero_grad()
     total = _run(iteration, micros, loss, forward_only=False).over_ranks(rank)
-    _require_finite(total, what, where)
+    _require_finite(rank, total, what, where)
     norm = rank.optimizer.step()
     if not math.isfinite(norm):
         raise NumericsError(f"the norm of the gradient is {norm}, of a loss that is finite", where=where, mend=MEND)
@@ -217,14 +217,17 @@ def _bad(device: Device, each_B: Tensor) -> list[int]:
     return [one for one, bad in zip(device.micro.trajectories, bad_B.tolist(), strict=False) if bad]
 
 
-def _require_finite(total: Tally, what: str, where: str) -> None:
+def _require_finite(rank: RankModel, total: Tally, what: str, where: str) -> None:
     """NumericsError on every rank, with the trajectories, when there are bad ones anywhere. Collective."""
     if total.bad_count == 0 and math.isfinite(total.loss):
         return
-    every: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(every, total.bad)
-    named = sorted({one for each in every for one in each})
-    listed = ", ".join(map(str, named[:NAMED])) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
+    mine = sorted(set(total.bad))[:NAMED]
+    padded = torch.tensor([*mine, *[-1] * (NAMED - len(mine))], dtype=torch.int64, device=rank.machine.device)
+    every = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, padded)
+    named = sorted({one for each in every for one in each.tolist() if one >= 0})[:NAMED]
+    more = total.bad_count - len(named)
+    listed = ", ".join(map(str, named)) + (f" and {more} more" if more > 0 else "")
     raise NumericsError(f"{what} of trajectories {listed or 'unknown'} are not finite", where=where, mend=MEND)
 
 
