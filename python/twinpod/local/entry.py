@@ -7,6 +7,7 @@ paths in `keep` are shown again where they were, symbolic links as links to what
 container cannot be made, with the reason on standard error; 127 when its command does not exist.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -40,7 +41,8 @@ def link_again(path: str, real: str) -> None:
     """Makes the symbolic link `path` again, if a mount has hidden it."""
     if path != real and not os.path.lexists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.symlink(real, path)
+        with contextlib.suppress(FileExistsError):  # another container of the pod was quicker, in a volume of both
+            os.symlink(real, path)
 
 
 def main() -> None:
