@@ -87,11 +87,6 @@ class Holding:
     host: tuple[Amount, ...]
 
     @property
-    def gpu_bytes(self) -> int:
-        """All of one accelerator."""
-        return sum(amount.nbytes for amount in self.gpu)
-
-    @property
     def host_bytes(self) -> int:
         """All of a pod's memory, /dev/shm with it."""
         return sum(amount.nbytes for amount in self.host)
